@@ -1,0 +1,282 @@
+//! The pure parts of the hooks' decisions, so that they are tested on the host: which connects are captured, where
+//! they go, and how a connection to a workload arrives. The map look-ups between them are in the hooks.
+
+use crate::addr::Ip;
+use crate::outcome::Outcome;
+use crate::policy::{self, Arrival, Mode};
+use crate::service::{CidrAction, Frontend, PROTO_TCP, Pod};
+
+/// What the connect hook does with a connect().
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Leave the connect alone.
+    Pass(Outcome),
+    /// Rewrite it to the daemon's listener on this address of the workload.
+    Capture(Ip),
+}
+
+/// A connect() that fails at once: why, and the errno that the application sees (a positive number).
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub outcome: Outcome,
+    pub errno: i32,
+}
+
+/// `ECONNREFUSED` on every Linux architecture that has eBPF.
+pub const ECONNREFUSED: i32 = 111;
+/// `EADDRNOTAVAIL`, likewise.
+pub const EADDRNOTAVAIL: i32 = 99;
+
+/// What the connect hook knows about the call before it looks anything up.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// `IPPROTO_*` of the socket.
+    pub protocol: u32,
+    /// SO_MARK of the socket.
+    pub mark: u32,
+    pub destination: Ip,
+}
+
+/// Why a workload's connect is left alone without any look-up, if it is. `own_mark` 0 exempts nothing.
+#[inline(always)]
+#[must_use]
+pub fn exemption(call: &Call, pod: &Pod, own_mark: u32) -> Option<Outcome> {
+    if call.protocol != u32::from(PROTO_TCP) {
+        Some(Outcome::ConnectProtocol)
+    } else if own_mark != 0 && call.mark == own_mark {
+        Some(Outcome::ConnectOwn)
+    } else if call.destination.is_loopback() || call.destination.is_unspecified() {
+        Some(Outcome::ConnectLoopback)
+    } else if call.destination == pod.ip4() || call.destination == pod.ip6() {
+        Some(Outcome::ConnectSelf)
+    } else {
+        None
+    }
+}
+
+/// What the tables say about a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A service's frontend with usable backends.
+    Frontend { service: u32 },
+    /// The address of a meshed workload.
+    Workload,
+}
+
+impl Target {
+    /// From what the kernel found in `SVC` (slot 0).
+    ///
+    /// # Errors
+    ///
+    /// The frontend has no backend: the connect is refused at once, as a closed port would.
+    #[inline(always)]
+    pub const fn from_frontend(frontend: &Frontend) -> Result<Self, Refusal> {
+        if frontend.backends() == 0 {
+            Err(Refusal { outcome: Outcome::ConnectNoEndpoints, errno: ECONNREFUSED })
+        } else {
+            Ok(Self::Frontend { service: frontend.service() })
+        }
+    }
+
+    /// From what the kernel found in `CIDR`; an action this version does not know leaves the destination alone.
+    ///
+    /// # Errors
+    ///
+    /// The destination is not captured, and why.
+    #[inline(always)]
+    pub const fn from_range(action: Option<u32>) -> Result<Self, Outcome> {
+        match action {
+            Some(action) if action == CidrAction::CAPTURE.action() => Ok(Self::Workload),
+            Some(action) if action == CidrAction::PASS.action() => Err(Outcome::ConnectExcluded),
+            _ => Err(Outcome::ConnectUnmeshed),
+        }
+    }
+
+    /// The service's number, or 0 for a workload address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn service(&self) -> u32 {
+        match self {
+            Self::Frontend { service } => *service,
+            Self::Workload => 0,
+        }
+    }
+}
+
+/// Whether the daemon has not shown a sign of life for `timeout` nanoseconds; `timeout` 0 switches the check off.
+#[inline(always)]
+#[must_use]
+pub const fn heartbeat_is_stale(now: u64, heartbeat: u64, timeout: u64) -> bool {
+    // A heartbeat of "the future" was written between our clock read and the map read: alive.
+    timeout != 0 && now.saturating_sub(heartbeat) > timeout
+}
+
+/// Captures a meshed destination, unless the daemon is silent or the workload lacks an address of the right family.
+///
+/// # Errors
+///
+/// The connect must be refused.
+#[inline(always)]
+pub fn capture(destination: Ip, pod: &Pod, daemon_is_silent: bool) -> Result<Verdict, Refusal> {
+    if daemon_is_silent {
+        return if pod.flags() & Pod::FAIL_OPEN != 0 {
+            Ok(Verdict::Pass(Outcome::ConnectFailOpen))
+        } else {
+            Err(Refusal { outcome: Outcome::ConnectDaemonDown, errno: ECONNREFUSED })
+        };
+    }
+    let listener = if destination.is_v4() { pod.ip4() } else { pod.ip6() };
+    if listener.is_unspecified() {
+        Err(Refusal { outcome: Outcome::ConnectNoAddress, errno: EADDRNOTAVAIL })
+    } else {
+        Ok(Verdict::Capture(listener))
+    }
+}
+
+/// Whether a connection is the workload's traffic with itself. A remote or local loopback address can only be that:
+/// the kernel drops such packets when they come from a wire.
+#[inline(always)]
+#[must_use]
+pub fn is_self_traffic(remote: Ip, local: Ip) -> bool {
+    remote == local || remote.is_loopback() || local.is_loopback()
+}
+
+/// How a connection arrives that is neither self traffic nor the daemon's own delivery.
+#[inline(always)]
+#[must_use]
+pub const fn arrival(local_port: u32, mesh_port: u64) -> Arrival {
+    if local_port as u64 == mesh_port { Arrival::MeshPort } else { Arrival::Plaintext }
+}
+
+/// How a connection of [`arrival`] arrives that is in `BYPASS`: only sock_ops announces connections to the daemon's
+/// listener, those of the workload itself; all others are the daemon's.
+#[inline(always)]
+#[must_use]
+pub const fn announced(arrival: Arrival) -> Arrival {
+    match arrival {
+        Arrival::SelfTraffic | Arrival::MeshPort => Arrival::SelfTraffic,
+        Arrival::Authenticated | Arrival::Plaintext => Arrival::Authenticated,
+    }
+}
+
+/// What sk_lookup counts for a verdict of [`policy::decide`].
+#[inline(always)]
+#[must_use]
+pub const fn lookup_outcome(mode: Option<Mode>, arrival: Arrival, verdict: policy::Verdict) -> Outcome {
+    match (arrival, verdict) {
+        (Arrival::SelfTraffic, _) => Outcome::LookupSelf,
+        (Arrival::MeshPort, policy::Verdict::Drop) => Outcome::LookupMeshPort,
+        (_, policy::Verdict::Drop) => Outcome::LookupStrict,
+        (_, policy::Verdict::Pass) if matches!(mode, None | Some(Mode::Disabled)) => Outcome::LookupUnknown,
+        (Arrival::Authenticated, policy::Verdict::Pass) => Outcome::LookupBypass,
+        (Arrival::Plaintext | Arrival::MeshPort, policy::Verdict::Pass) => Outcome::LookupPlaintext,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> Ip {
+        text.parse::<core::net::IpAddr>().unwrap().into()
+    }
+
+    fn pod(flags: u16) -> Pod {
+        Pod::new(ip("10.0.0.5"), ip("fd00::5"), 1, 15001_u16.to_be(), flags)
+    }
+
+    fn call(destination: &str) -> Call {
+        Call { protocol: 6, mark: 0, destination: ip(destination) }
+    }
+
+    #[test]
+    fn only_tcp_of_others_to_others_is_considered() {
+        let mark = 0x539;
+        assert_eq!(exemption(&call("10.96.0.1"), &pod(0), mark), None);
+        assert_eq!(
+            exemption(&Call { protocol: 17, ..call("10.96.0.1") }, &pod(0), mark),
+            Some(Outcome::ConnectProtocol)
+        );
+        assert_eq!(exemption(&Call { mark, ..call("10.96.0.1") }, &pod(0), mark), Some(Outcome::ConnectOwn));
+        for loopback in ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::"] {
+            assert_eq!(exemption(&call(loopback), &pod(0), mark), Some(Outcome::ConnectLoopback), "{loopback}");
+        }
+        for own in ["10.0.0.5", "::ffff:10.0.0.5", "fd00::5"] {
+            assert_eq!(exemption(&call(own), &pod(0), mark), Some(Outcome::ConnectSelf), "{own}");
+        }
+    }
+
+    #[test]
+    fn an_unset_own_mark_exempts_no_unmarked_socket() {
+        assert_eq!(exemption(&call("10.96.0.1"), &pod(0), 0), None);
+    }
+
+    #[test]
+    fn a_frontend_without_backends_refuses() {
+        let refusal = Target::from_frontend(&Frontend::new(7, 0, 0, 0)).unwrap_err();
+        assert_eq!(refusal, Refusal { outcome: Outcome::ConnectNoEndpoints, errno: ECONNREFUSED });
+        assert_eq!(Target::from_frontend(&Frontend::new(7, 1, 0, 0)).unwrap().service(), 7);
+    }
+
+    #[test]
+    fn ranges_capture_exclude_or_miss() {
+        assert_eq!(Target::from_range(Some(CidrAction::CAPTURE.action())), Ok(Target::Workload));
+        assert_eq!(Target::from_range(Some(CidrAction::PASS.action())), Err(Outcome::ConnectExcluded));
+        assert_eq!(Target::from_range(Some(99)), Err(Outcome::ConnectUnmeshed));
+        assert_eq!(Target::from_range(None), Err(Outcome::ConnectUnmeshed));
+        assert_eq!(Target::Workload.service(), 0);
+    }
+
+    #[test]
+    fn the_heartbeat_goes_stale_after_its_timeout_and_zero_never_does() {
+        assert!(!heartbeat_is_stale(100, 0, 100));
+        assert!(heartbeat_is_stale(101, 0, 100));
+        assert!(!heartbeat_is_stale(100, 105, 1));
+        assert!(!heartbeat_is_stale(u64::MAX, 0, 0));
+    }
+
+    #[test]
+    fn a_capture_goes_to_the_workloads_own_address_of_the_destinations_family() {
+        assert_eq!(capture(ip("10.96.0.1"), &pod(0), false), Ok(Verdict::Capture(ip("10.0.0.5"))));
+        assert_eq!(capture(ip("::ffff:10.96.0.1"), &pod(0), false), Ok(Verdict::Capture(ip("::ffff:10.0.0.5"))));
+        assert_eq!(capture(ip("fd00:96::1"), &pod(0), false), Ok(Verdict::Capture(ip("fd00::5"))));
+        let v4_only = Pod::new(ip("10.0.0.5"), Ip::UNSPECIFIED, 1, 0, 0);
+        let refusal = capture(ip("fd00:96::1"), &v4_only, false).unwrap_err();
+        assert_eq!(refusal, Refusal { outcome: Outcome::ConnectNoAddress, errno: EADDRNOTAVAIL });
+    }
+
+    #[test]
+    fn a_silent_daemon_refuses_or_lets_pass_as_the_workload_says() {
+        let refusal = capture(ip("10.96.0.1"), &pod(0), true).unwrap_err();
+        assert_eq!(refusal, Refusal { outcome: Outcome::ConnectDaemonDown, errno: ECONNREFUSED });
+        let open = capture(ip("10.96.0.1"), &pod(Pod::FAIL_OPEN), true);
+        assert_eq!(open, Ok(Verdict::Pass(Outcome::ConnectFailOpen)));
+    }
+
+    #[test]
+    fn self_traffic_is_told_from_arrivals() {
+        assert!(is_self_traffic(ip("fd00::5"), ip("fd00::5")));
+        assert!(is_self_traffic(ip("8.8.8.8"), ip("127.0.0.1")));
+        assert!(is_self_traffic(ip("127.0.0.1"), ip("10.0.0.5")));
+        assert!(!is_self_traffic(ip("10.0.0.6"), ip("10.0.0.5")));
+        assert_eq!(arrival(15001, 15001), Arrival::MeshPort);
+        assert_eq!(arrival(80, 15001), Arrival::Plaintext);
+        assert_eq!(announced(arrival(15001, 15001)), Arrival::SelfTraffic);
+        assert_eq!(announced(arrival(80, 15001)), Arrival::Authenticated);
+    }
+
+    #[test]
+    fn a_counted_lookup_outcome_says_the_verdict_that_was_given() {
+        let modes = [None, Some(Mode::Disabled), Some(Mode::Permissive), Some(Mode::Strict)];
+        for mode in modes {
+            for arrival in [Arrival::SelfTraffic, Arrival::Authenticated, Arrival::Plaintext, Arrival::MeshPort] {
+                let verdict = policy::decide(mode, arrival);
+                let counted = lookup_outcome(mode, arrival, verdict).verdict();
+                let expected = if verdict == policy::Verdict::Drop { "drop" } else { "pass" };
+                assert_eq!(counted, expected, "{mode:?} {arrival:?}");
+            }
+        }
+    }
+}

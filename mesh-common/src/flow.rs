@@ -1,0 +1,46 @@
+//! A captured connection's record on its way from the connect hook to the daemon.
+
+use crate::abi::pod;
+use crate::addr::{Endpoint, Ip};
+
+pod! {
+    /// What the connect hook knew: kept in the socket's `ORIG` storage, copied to `TUPLES` by sock_ops, read (and
+    /// deleted) by the daemon when it accepts.
+    pub struct OriginalDestination [56] {
+        /// CLOCK_MONOTONIC nanoseconds (`bpf_ktime_get_ns`) of the connect.
+        connected_at_ns: u64,
+        netns_cookie: u64,
+        /// cgroup of the process that called connect(); telemetry only: file descriptors can be passed.
+        cgroup: u64,
+        addr: Ip,
+        /// Process id (tgid) that called connect(); telemetry only.
+        pid: u32,
+        /// Service of the frontend, or 0 for a workload address.
+        service: u32,
+        /// Network byte order.
+        port_be: u16,
+        /// `AF_INET` or `AF_INET6` of the *socket*.
+        family: u16,
+        /// Where the hook rewrote the connect to: the listener's port, network byte order.
+        listener_port_be: u16,
+        flags: u16,
+    }
+}
+
+impl OriginalDestination {
+    #[inline(always)]
+    #[must_use]
+    pub const fn endpoint(&self) -> Endpoint {
+        Endpoint::new(self.addr(), self.port_be())
+    }
+}
+
+pod! {
+    /// Key of `TUPLES`: the connection as the accepting listener sees it.
+    pub struct TupleKey [32] {
+        netns_cookie: u64,
+        source: Ip,
+        source_port_be: u16,
+        ; reserved pad: [u8; 6]
+    }
+}

@@ -1,0 +1,119 @@
+//! cgroup/connect4 and connect6: captures a workload's connects to meshed destinations.
+//!
+//! The hook runs before route look-up and before the source port is chosen: virtual addresses need no route in the
+//! workload's namespace, and the record is keyed by the socket until sock_ops knows the source port.
+
+use crate::context::{self, Family};
+use crate::emit;
+use crate::maps::{self, ORIG};
+use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
+use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_ktime_get_ns};
+use aya_ebpf::programs::SockAddrContext;
+use mesh_common::addr::Ip;
+use mesh_common::capture::{self, Call, ECONNREFUSED, Refusal, Target, Verdict};
+use mesh_common::flow::OriginalDestination;
+use mesh_common::maps::CfgSlot;
+use mesh_common::outcome::Outcome;
+
+/// Decides about a connect() and, if it is captured, rewrites it.
+#[inline(always)]
+pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusal> {
+    // SAFETY: a plain helper call with the program's own context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
+    let Some(pod) = maps::pod(netns_cookie) else {
+        return Ok(Verdict::Pass(Outcome::ConnectNotWorkload));
+    };
+    let destination = F::address(ctx);
+    let port_be = context::port_be(ctx);
+    let call = Call { protocol: context::protocol(ctx), mark: context::mark(ctx), destination };
+    if let Some(outcome) = capture::exemption(&call, &pod, maps::setting(CfgSlot::OwnMark) as u32) {
+        return Ok(Verdict::Pass(outcome));
+    }
+    let target = match maps::frontend(destination, port_be) {
+        Some(frontend) => Target::from_frontend(&frontend)?,
+        None => match Target::from_range(maps::range(destination)) {
+            Ok(target) => target,
+            Err(outcome) => return Ok(Verdict::Pass(outcome)),
+        },
+    };
+    let now = now();
+    let verdict = capture::capture(destination, &pod, daemon_is_silent(now))?;
+    if let Verdict::Capture(listener) = verdict {
+        let original = OriginalDestination::new(
+            now,
+            netns_cookie,
+            caller_cgroup(),
+            destination,
+            caller_pid(),
+            target.service(),
+            port_be,
+            F::AF,
+            pod.outbound_port_be(),
+            0,
+        );
+        remember(ctx, &original)?;
+        rewrite::<F>(ctx, listener, pod.outbound_port_be());
+        emit::trace!(ctx, "captured {:i}:{}", destination.octets(), u16::from_be(port_be));
+    }
+    Ok(verdict)
+}
+
+/// Forgets what an earlier connect() of this socket recorded: after connect(AF_UNSPEC) a captured socket may go
+/// somewhere unmeshed, and must then be what it says it is.
+#[inline(always)]
+pub(crate) fn forget(ctx: &SockAddrContext) {
+    // SAFETY: the map and the socket are valid for the program's run. It fails if nothing was recorded: the usual case.
+    let _none_recorded =
+        unsafe { bpf_sk_storage_delete((&raw const ORIG).cast_mut().cast(), context::socket(ctx).cast()) };
+}
+
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, original: &OriginalDestination) -> Result<(), Refusal> {
+    // SAFETY: the map and the socket are valid for the program's run; a null initial value means zeroed.
+    let storage = unsafe {
+        bpf_sk_storage_get(
+            (&raw const ORIG).cast_mut().cast(),
+            context::socket(ctx).cast(),
+            core::ptr::null_mut(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    }
+    .cast::<OriginalDestination>();
+    if storage.is_null() {
+        return Err(Refusal { outcome: Outcome::ConnectStorageFull, errno: ECONNREFUSED });
+    }
+    // Written in any case: the storage of an earlier connect() is found, not made.
+    // SAFETY: not null, so it is this socket's storage: one aligned record. The socket is locked by connect().
+    unsafe { storage.write(*original) };
+    Ok(())
+}
+
+#[inline(always)]
+fn rewrite<F: Family>(ctx: &SockAddrContext, listener: Ip, port_be: u16) {
+    F::set_address(ctx, listener);
+    context::set_port_be(ctx, port_be);
+}
+
+#[inline(always)]
+fn daemon_is_silent(now: u64) -> bool {
+    let heartbeat = maps::setting(CfgSlot::Heartbeat);
+    capture::heartbeat_is_stale(now, heartbeat, maps::setting(CfgSlot::HeartbeatTimeout))
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: a plain helper call.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+fn caller_cgroup() -> u64 {
+    // SAFETY: a plain helper call.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+#[inline(always)]
+fn caller_pid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}

@@ -1,0 +1,34 @@
+//! What programs leave behind: counted outcomes, the errno of a refused connect, debug logs.
+
+use crate::maps::OUTCOMES;
+use aya_ebpf::helpers::bpf_set_retval;
+use mesh_common::outcome::Outcome;
+
+/// Counts an outcome on this CPU.
+#[inline(always)]
+pub(crate) fn count(outcome: Outcome) {
+    if let Some(counter) = OUTCOMES.get_ptr_mut(outcome as u32) {
+        // Not atomic: stable Rust has no read-modify-write for this target. Per CPU, a count can be lost only if the
+        // task is preempted between this load and this store and the next one counts the same outcome there.
+        // SAFETY: a map element is 8-byte aligned and outlives the program.
+        unsafe { counter.write(counter.read().wrapping_add(1)) };
+    }
+}
+
+/// Makes the refused connect() fail with `errno` (positive); without it the application would see EPERM.
+#[inline(always)]
+pub(crate) fn set_errno(errno: i32) {
+    // SAFETY: a plain helper call. It fails only for values that are no errno, and those do not occur.
+    let _always_zero = unsafe { bpf_set_retval(-errno) };
+}
+
+/// Logs a decision, in objects built with `cargo xtask build-ebpf --log`.
+#[cfg(feature = "log")]
+macro_rules! trace {
+    ($($arguments:tt)*) => { ::aya_log_ebpf::debug!($($arguments)*) };
+}
+#[cfg(not(feature = "log"))]
+macro_rules! trace {
+    ($($arguments:tt)*) => {};
+}
+pub(crate) use trace;

@@ -1,0 +1,97 @@
+//! Every map of the object, as `mesh_common::maps` declares it (a test holds the two together).
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use mesh_common::addr::Ip;
+use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::maps::{self, CfgSlot};
+use mesh_common::outcome::Outcome;
+use mesh_common::service::{
+    AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, Pod,
+};
+
+#[map]
+static CFG: Array<u64> = Array::with_max_entries(maps::CFG.max_entries, 0);
+#[map]
+pub(crate) static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::ALL.len() as u32, 0);
+#[map]
+static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(maps::PODS.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static SVC: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(maps::SVC.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static CIDR: LpmTrie<CidrKey, CidrAction> = LpmTrie::with_max_entries(maps::CIDR.max_entries, BPF_F_NO_PREALLOC);
+#[btf_map]
+pub(crate) static ORIG: SkStorage<OriginalDestination> = SkStorage::new();
+#[map]
+pub(crate) static TUPLES: LruHashMap<TupleKey, OriginalDestination> =
+    LruHashMap::with_max_entries(maps::TUPLES.max_entries, 0);
+#[map]
+static APPPORTS: HashMap<AppPortKey, AppPort> =
+    HashMap::with_max_entries(maps::APPPORTS.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static BYPASS: LruHashMap<BypassKey, u64> = LruHashMap::with_max_entries(maps::BYPASS.max_entries, 0);
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
+
+/// A setting; 0 until the daemon has written it.
+#[inline(always)]
+pub(crate) fn setting(slot: CfgSlot) -> u64 {
+    match CFG.get_ptr(slot as u32) {
+        // SAFETY: the array's element lives as long as the map; the daemon writes it concurrently, hence volatile.
+        Some(value) => unsafe { value.read_volatile() },
+        None => 0,
+    }
+}
+
+/// The workload of a network namespace. A copy: the entry may be removed while the program runs.
+#[inline(always)]
+pub(crate) fn pod(netns_cookie: u64) -> Option<Pod> {
+    // SAFETY: without preallocation a removed element is freed after a grace period, which this program holds off.
+    unsafe { PODS.get(netns_cookie) }.copied()
+}
+
+/// The header of a TCP frontend.
+#[inline(always)]
+pub(crate) fn frontend(addr: Ip, port_be: u16) -> Option<Frontend> {
+    // SAFETY: as for `pod`.
+    unsafe { SVC.get(FrontendKey::new(addr, port_be, PROTO_TCP, 0)) }.copied()
+}
+
+/// The action of the longest prefix that holds `addr`.
+#[inline(always)]
+pub(crate) fn range(addr: Ip) -> Option<u32> {
+    CIDR.get(Key::new(128, CidrKey::new(addr))).map(CidrAction::action)
+}
+
+/// The mutual-TLS mode of a local workload's port, as a number: the port's own, else the address's default.
+#[inline(always)]
+pub(crate) fn mode(addr: Ip, port_be: u16) -> Option<u32> {
+    // SAFETY: as for `pod`.
+    if let Some(port) = unsafe { APPPORTS.get(AppPortKey::new(addr, port_be)) } {
+        return Some(port.mode());
+    }
+    // SAFETY: as for `pod`.
+    unsafe { APPPORTS.get(AppPortKey::new(addr, 0)) }.map(AppPort::mode)
+}
+
+/// Whether this connection was announced: by the daemon as its own delivery, or by [`announce`].
+#[inline(always)]
+pub(crate) fn is_bypassed(key: &BypassKey) -> bool {
+    BYPASS.get_ptr(key).is_some()
+}
+
+/// Announces a captured connection whose ends do not show that it stays inside its workload.
+#[inline(always)]
+pub(crate) fn announce(key: &BypassKey) -> Result<(), Outcome> {
+    BYPASS.insert(key, 1, 0).map_err(|_| Outcome::TupleLost)
+}
+
+/// Takes an announcement back.
+#[inline(always)]
+pub(crate) fn retract(key: &BypassKey) {
+    // Gone already if the LRU evicted it.
+    let _gone = BYPASS.remove(key);
+}

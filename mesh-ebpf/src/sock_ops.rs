@@ -1,0 +1,125 @@
+//! sock_ops: hands a captured connection's original destination to the daemon, and reports the connection's end.
+
+use crate::context;
+use crate::maps::{self, EVENTS, ORIG, TUPLES};
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::programs::SockOpsContext;
+use mesh_common::capture;
+use mesh_common::event::CloseRecord;
+use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::outcome::Outcome;
+use mesh_common::service::BypassKey;
+
+/// `Ok(None)`: nothing of ours. `Err`: something was lost, and what.
+#[inline(always)]
+pub(crate) fn observe(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
+    // Most calls are neither (five a connection): leave at once.
+    match context::sock_ops_op(ctx) {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
+        BPF_SOCK_OPS_STATE_CB => state_changed(ctx),
+        _ => Ok(None),
+    }
+}
+
+/// The source port is chosen and the SYN not yet sent: the record precedes the daemon's accept(), also with TCP Fast
+/// Open, for which ACTIVE_ESTABLISHED would be too late.
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
+    let Some(original) = original(ctx) else {
+        return Ok(None);
+    };
+    TUPLES.insert(tuple_key(ctx, &original), original, 0).map_err(|_| Outcome::TupleLost)?;
+    if let Some(announcement) = announcement(ctx, &original) {
+        maps::announce(&announcement)?;
+    }
+    let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
+    // It fails only for flags the kernel does not know; this one is older than every other thing used here.
+    let _always_ok = ctx.set_cb_flags(flags as i32);
+    Ok(Some(Outcome::TupleRecorded))
+}
+
+#[inline(always)]
+fn state_changed(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
+    let (old, new) = context::sock_ops_states(ctx);
+    if new != BPF_TCP_CLOSE {
+        return Ok(None);
+    }
+    let Some(original) = original(ctx) else {
+        return Ok(None);
+    };
+    if old == BPF_TCP_SYN_SENT {
+        // Never accepted: nobody else will take the record away. Gone already if the LRU evicted it.
+        let _gone = TUPLES.remove(tuple_key(ctx, &original));
+    }
+    if let Some(announcement) = announcement(ctx, &original) {
+        maps::retract(&announcement);
+    }
+    let Some(mut entry) = EVENTS.reserve::<CloseRecord>(0) else {
+        return Err(Outcome::EventLost);
+    };
+    entry.write(close_record(ctx, &original));
+    entry.submit(0);
+    Ok(Some(Outcome::EventEmitted))
+}
+
+#[inline(always)]
+fn close_record(ctx: &SockOpsContext, original: &OriginalDestination) -> CloseRecord {
+    let socket = context::sock_ops_socket(ctx);
+    let counts = context::tcp_counts(ctx);
+    CloseRecord::new(
+        original.connected_at_ns(),
+        // SAFETY: a plain helper call.
+        unsafe { bpf_ktime_get_ns() },
+        original.netns_cookie(),
+        original.cgroup(),
+        counts.bytes_acked,
+        counts.bytes_received,
+        socket.local,
+        original.addr(),
+        counts.srtt_us,
+        counts.retransmits,
+        counts.segments_out,
+        counts.segments_in,
+        original.pid(),
+        original.service(),
+        socket.local_port_be,
+        original.port_be(),
+        original.family(),
+    )
+}
+
+/// What the connect hook recorded for this socket, if it captured it. A copy.
+#[inline(always)]
+fn original(ctx: &SockOpsContext) -> Option<OriginalDestination> {
+    let socket = context::sock_ops_sk(ctx);
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: the map and the socket are valid for the program's run.
+    let original =
+        unsafe { bpf_sk_storage_get((&raw const ORIG).cast_mut().cast(), socket.cast(), core::ptr::null_mut(), 0) }
+            .cast::<OriginalDestination>();
+    // SAFETY: null or this socket's storage: one aligned record.
+    unsafe { original.as_ref() }.copied()
+}
+
+#[inline(always)]
+fn tuple_key(ctx: &SockOpsContext, original: &OriginalDestination) -> TupleKey {
+    let socket = context::sock_ops_socket(ctx);
+    TupleKey::new(original.netns_cookie(), socket.local, socket.local_port_be)
+}
+
+/// A workload may bind another of its addresses than the listener's: sk_lookup sees two addresses then, as for a
+/// connection from outside, and must be told.
+#[inline(always)]
+fn announcement(ctx: &SockOpsContext, original: &OriginalDestination) -> Option<BypassKey> {
+    let socket = context::sock_ops_socket(ctx);
+    if capture::is_self_traffic(socket.local, socket.remote) {
+        return None;
+    }
+    Some(BypassKey::new(socket.local, socket.remote, socket.local_port_be, original.listener_port_be()))
+}

@@ -1,0 +1,33 @@
+//! Mesh-wide settings and nodes.
+
+use super::{Mode, NodeName, TrustDomain};
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+/// How streams travel between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TransportChoice {
+    /// TLS lanes for TCP.
+    #[default]
+    Auto,
+    Lanes,
+    Quic,
+}
+
+/// The one `MeshConfig`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    pub trust_domain: TrustDomain,
+    /// Mode of workloads that state none.
+    pub mode: Mode,
+    pub transport: TransportChoice,
+    /// Destinations left alone even where the mesh would capture them.
+    pub exclude: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: NodeName,
+    /// Where its daemon listens for other nodes; the first reachable family is used.
+    pub addresses: Vec<IpAddr>,
+}

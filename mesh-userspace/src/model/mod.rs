@@ -1,0 +1,17 @@
+//! The mesh's domain values: parsed once at the border, valid ever after. No IO, no clock, no randomness.
+
+mod mesh;
+mod name;
+mod service;
+mod spiffe;
+mod update;
+mod workload;
+
+pub use mesh::{Mesh, Node, TransportChoice};
+pub use name::{InvalidName, NodeName, ObjectName};
+pub use service::{Protocol, Service, ServicePort, TargetPort};
+pub use spiffe::{InvalidSpiffeId, SpiffeId, TrustDomain};
+pub use update::{Catalog, Object, ObjectKey, Update};
+pub use workload::{Workload, WorkloadUid};
+
+pub use mesh_common::policy::Mode;

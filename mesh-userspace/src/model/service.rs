@@ -1,0 +1,38 @@
+//! Services: stable frontends in front of changing workloads.
+
+use super::ObjectName;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// Where a service's port leads in its workloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    Number(u16),
+    Name(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Empty when the service has one port and gives it no name.
+    pub name: Arc<str>,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub target: TargetPort,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub name: ObjectName,
+    /// Virtual addresses (`clusterIPs`).
+    pub vips: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    /// Workloads of the same namespace whose labels contain all of these are the endpoints; empty selects none.
+    pub selector: BTreeMap<String, String>,
+}

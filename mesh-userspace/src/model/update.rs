@@ -1,0 +1,39 @@
+//! What a catalog source says: one snapshot, then deltas.
+
+use super::{Mesh, Node, NodeName, ObjectName, Service, Workload};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Everything a source knows at one moment. `mesh` is `None` until a valid `MeshConfig` has been seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    pub mesh: Option<Arc<Mesh>>,
+    pub nodes: BTreeMap<NodeName, Arc<Node>>,
+    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    pub workloads: BTreeMap<ObjectName, Arc<Workload>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    Mesh(Arc<Mesh>),
+    Node(Arc<Node>),
+    Service(Arc<Service>),
+    Workload(Arc<Workload>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKey {
+    Mesh,
+    Node(NodeName),
+    Service(ObjectName),
+    Workload(ObjectName),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// Replaces everything.
+    Snapshot(Catalog),
+    /// Added or changed.
+    Upsert(Object),
+    Remove(ObjectKey),
+}

@@ -1,0 +1,72 @@
+//! Workloads: what runs, where, under which identity.
+
+use super::{Mode, NodeName, ObjectName, SpiffeId};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Identifies one incarnation of a workload: a workload deleted and made anew under the same name has another uid.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkloadUid(Arc<str>);
+
+impl WorkloadUid {
+    #[must_use]
+    pub fn new(uid: &str) -> Self {
+        Self(uid.into())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    pub uid: WorkloadUid,
+    pub name: ObjectName,
+    /// The owner's name in metrics (`source_workload`): the `app.kubernetes.io/name` or `app` label, else the name.
+    pub owner: Arc<str>,
+    pub labels: BTreeMap<String, String>,
+    pub identity: SpiffeId,
+    pub node: NodeName,
+    /// At most one IPv4 and one IPv6 address, at least one of them.
+    pub addresses: Vec<IpAddr>,
+    /// The network namespace, as a path under which it can be opened; only needed on the workload's own node.
+    pub netns: Option<PathBuf>,
+    pub mode: Mode,
+    /// Overrides of `mode` per application port.
+    pub port_modes: BTreeMap<u16, Mode>,
+    /// Named ports, for services that target a port by name.
+    pub ports: BTreeMap<String, u16>,
+    /// Share of new connections relative to the service's other endpoints; 0 takes none.
+    pub weight: u32,
+}
+
+impl Workload {
+    /// The workload's address of the same family as `like`.
+    #[must_use]
+    pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
+    }
+
+    /// Whether the mesh carries this workload's traffic.
+    #[must_use]
+    pub fn is_meshed(&self) -> bool {
+        self.mode != Mode::Disabled
+    }
+}
