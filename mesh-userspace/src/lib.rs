@@ -10,3 +10,5 @@
 //! daemon through its socket and uses `model`, `control` (to validate) and `admin`'s documents only.
 
 pub mod model;
+pub mod runtime;
+pub mod telemetry;
