@@ -1,0 +1,124 @@
+//! Which services select which workloads, found without looking at all of either.
+
+use crate::model::{ObjectName, Service, Workload};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// A namespace and one label that must hold there.
+type Label = (Arc<str>, Arc<str>, Arc<str>);
+
+/// Both directions of label selection. A workload is filed under each of its labels, a service under the first pair
+/// of its selector: whoever changes finds its possible partners under its own labels and checks only those.
+#[derive(Debug, Default)]
+pub(crate) struct SelectorIndex {
+    workloads: HashMap<Label, BTreeSet<ObjectName>>,
+    services: HashMap<Label, BTreeSet<ObjectName>>,
+}
+
+impl SelectorIndex {
+    pub(crate) fn insert_workload(&mut self, workload: &Workload) {
+        for label in labels(workload) {
+            self.workloads.entry(label).or_default().insert(workload.name.clone());
+        }
+    }
+
+    pub(crate) fn remove_workload(&mut self, workload: &Workload) {
+        for label in labels(workload) {
+            remove(&mut self.workloads, &label, &workload.name);
+        }
+    }
+
+    pub(crate) fn insert_service(&mut self, service: &Service) {
+        if let Some(label) = first_pair(service) {
+            self.services.entry(label).or_default().insert(service.name.clone());
+        }
+    }
+
+    pub(crate) fn remove_service(&mut self, service: &Service) {
+        if let Some(label) = first_pair(service) {
+            remove(&mut self.services, &label, &service.name);
+        }
+    }
+
+    /// Services that may select this workload; each must still be checked with [`selects`].
+    pub(crate) fn services_for(&self, workload: &Workload) -> impl Iterator<Item = &ObjectName> {
+        labels(workload).filter_map(|label| self.services.get(&label)).flatten()
+    }
+
+    /// Workloads that this service may select, in the order of their names; each must still be checked with
+    /// [`selects`].
+    pub(crate) fn workloads_for(&self, service: &Service) -> impl Iterator<Item = &ObjectName> {
+        let fewest =
+            pairs(service).map(|label| self.workloads.get(&label)).min_by_key(|found| found.map_or(0, BTreeSet::len));
+        fewest.flatten().into_iter().flatten()
+    }
+}
+
+/// Whether a service's selector holds for a workload. An empty selector selects nothing.
+pub(crate) fn selects(service: &Service, workload: &Workload) -> bool {
+    !service.selector.is_empty()
+        && service.name.namespace() == workload.name.namespace()
+        && service.selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+}
+
+fn labels(workload: &Workload) -> impl Iterator<Item = Label> {
+    let namespace: Arc<str> = workload.name.namespace().into();
+    workload.labels.iter().map(move |(key, value)| (Arc::clone(&namespace), key.as_str().into(), value.as_str().into()))
+}
+
+fn pairs(service: &Service) -> impl Iterator<Item = Label> {
+    let namespace: Arc<str> = service.name.namespace().into();
+    service
+        .selector
+        .iter()
+        .map(move |(key, value)| (Arc::clone(&namespace), key.as_str().into(), value.as_str().into()))
+}
+
+fn first_pair(service: &Service) -> Option<Label> {
+    pairs(service).next()
+}
+
+fn remove(index: &mut HashMap<Label, BTreeSet<ObjectName>>, label: &Label, name: &ObjectName) {
+    if let Some(names) = index.get_mut(label) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(label);
+        }
+    }
+}
+
+/// Several objects may claim one key (two services one virtual address, two workloads one address): the first by name
+/// has it, whatever the order in which they came.
+#[derive(Debug)]
+pub(crate) struct Claims<K, V> {
+    claims: BTreeMap<K, BTreeMap<ObjectName, V>>,
+}
+
+impl<K, V> Default for Claims<K, V> {
+    fn default() -> Self {
+        Self { claims: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord, V> Claims<K, V> {
+    pub(crate) fn insert(&mut self, key: K, owner: ObjectName, value: V) {
+        self.claims.entry(key).or_default().insert(owner, value);
+    }
+
+    pub(crate) fn remove(&mut self, key: &K, owner: &ObjectName) {
+        if let Some(owners) = self.claims.get_mut(key) {
+            owners.remove(owner);
+            if owners.is_empty() {
+                self.claims.remove(key);
+            }
+        }
+    }
+
+    pub(crate) fn winner(&self, key: &K) -> Option<&V> {
+        self.claims.get(key)?.values().next()
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.claims.keys()
+    }
+}

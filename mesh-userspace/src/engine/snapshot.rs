@@ -1,0 +1,92 @@
+//! What the proxy reads: one consistent, immutable picture of the mesh.
+
+use super::SharedMap;
+use crate::model::{Mesh, Node, NodeName, ObjectName, Service, ServicePort, Workload};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Where a frontend's connections can go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub workload: Arc<Workload>,
+    /// The workload's address of the frontend's family and the port the service targets.
+    pub address: SocketAddr,
+    /// Share of new connections relative to the other endpoints; never 0.
+    pub weight: u32,
+}
+
+/// A service's virtual address and port, and what stands behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendView {
+    pub service: Arc<Service>,
+    /// The service's number in kernel maps and records; see [`super::Engine`].
+    pub index: u32,
+    pub port: ServicePort,
+    /// Usable endpoints in the order of their names; may be empty.
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+/// A picture of the mesh as the engine last compiled it. Cloning is cheap and shares the tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub mesh: Option<Arc<Mesh>>,
+    pub(super) nodes: SharedMap<NodeName, Arc<Node>>,
+    pub(super) services: SharedMap<ObjectName, Arc<Service>>,
+    pub(super) workloads: SharedMap<ObjectName, Arc<Workload>>,
+    pub(super) frontends: SharedMap<SocketAddr, Arc<FrontendView>>,
+    pub(super) addresses: SharedMap<IpAddr, Arc<Workload>>,
+}
+
+impl Snapshot {
+    /// The service that owns this virtual address and TCP port.
+    #[must_use]
+    pub fn frontend(&self, address: SocketAddr) -> Option<&FrontendView> {
+        let key = SocketAddr::new(address.ip().to_canonical(), address.port());
+        self.frontends.get(&key).map(Arc::as_ref)
+    }
+
+    /// The meshed workload that has this address.
+    #[must_use]
+    pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.addresses.get(&address.to_canonical())
+    }
+
+    #[must_use]
+    pub fn node(&self, name: &NodeName) -> Option<&Arc<Node>> {
+        self.nodes.get(name)
+    }
+
+    #[must_use]
+    pub fn workload(&self, name: &ObjectName) -> Option<&Arc<Workload>> {
+        self.workloads.get(name)
+    }
+
+    #[must_use]
+    pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    /// Every node, meshed or not, in no useful order.
+    #[must_use]
+    pub fn nodes(&self) -> &SharedMap<NodeName, Arc<Node>> {
+        &self.nodes
+    }
+
+    /// Every service, in no useful order.
+    #[must_use]
+    pub fn services(&self) -> &SharedMap<ObjectName, Arc<Service>> {
+        &self.services
+    }
+
+    /// Every workload, also those that are not in the mesh, in no useful order.
+    #[must_use]
+    pub fn workloads(&self) -> &SharedMap<ObjectName, Arc<Workload>> {
+        &self.workloads
+    }
+
+    /// Every frontend, in no useful order.
+    #[must_use]
+    pub fn frontends(&self) -> &SharedMap<SocketAddr, Arc<FrontendView>> {
+        &self.frontends
+    }
+}
