@@ -11,6 +11,7 @@
 
 pub mod balance;
 pub mod engine;
+pub mod identity;
 pub mod model;
 pub mod runtime;
 pub mod telemetry;

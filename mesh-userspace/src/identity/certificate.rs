@@ -1,0 +1,101 @@
+//! Reading what a certificate says. Whether it is to be believed is decided in `verify`.
+
+use super::PeerRefusal;
+use crate::model::SpiffeId;
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// What is worth telling about a certificate of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    pub id: SpiffeId,
+    /// Lower-case hexadecimal.
+    pub serial: String,
+    pub not_before: OffsetDateTime,
+    pub not_after: OffsetDateTime,
+}
+
+impl Certificate {
+    /// # Errors
+    /// `BadCertificate` if it is malformed or does not name exactly one identity.
+    pub(super) fn parse(certificate: &CertificateDer<'_>) -> Result<Self, PeerRefusal> {
+        let parsed = parse(certificate)?;
+        let validity = parsed.validity();
+        Ok(Self {
+            id: identity_of(&parsed)?,
+            serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            not_before: validity.not_before.to_datetime(),
+            not_after: validity.not_after.to_datetime(),
+        })
+    }
+
+    /// # Errors
+    /// `Expired` or `NotYetValid`.
+    pub(super) fn check_time(&self, now: OffsetDateTime) -> Result<(), PeerRefusal> {
+        if now < self.not_before {
+            return Err(PeerRefusal::NotYetValid);
+        }
+        if now > self.not_after {
+            return Err(PeerRefusal::Expired);
+        }
+        Ok(())
+    }
+}
+
+/// The identity of a peer whose handshake has succeeded, from the chain that it presented (leaf first).
+///
+/// Looks at the clock again: a resumed session carries the chain of the session's first handshake, which may have
+/// expired since. Call it on every connection, on both sides.
+///
+/// # Errors
+/// `NoCertificate`; `BadCertificate` unless the leaf has exactly one URI name and that is an identity of the mesh's
+/// form; `Expired`, `NotYetValid`.
+pub fn peer_identity(certificates: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerRefusal> {
+    let leaf = Certificate::parse(certificates.first().ok_or(PeerRefusal::NoCertificate)?)?;
+    leaf.check_time(OffsetDateTime::now_utc())?;
+    Ok(leaf.id)
+}
+
+/// The trust domain that a root certificate claims (`spiffe://<trust-domain>`), if it claims any.
+pub(super) fn claimed_trust_domain(root: &CertificateDer<'_>) -> Result<Option<String>, PeerRefusal> {
+    let parsed = parse(root)?;
+    Ok(uris(&parsed)?.into_iter().find_map(|uri| uri.strip_prefix("spiffe://").map(str::to_owned)))
+}
+
+/// From when to when a certificate is valid.
+pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<(OffsetDateTime, OffsetDateTime), PeerRefusal> {
+    let parsed = parse(certificate)?;
+    let validity = parsed.validity();
+    Ok((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
+}
+
+/// Whether the certificate is of this public key (DER, SubjectPublicKeyInfo).
+pub(super) fn has_public_key(certificate: &CertificateDer<'_>, public_key: &[u8]) -> bool {
+    parse(certificate).is_ok_and(|parsed| parsed.public_key().raw == public_key)
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PeerRefusal> {
+    match X509Certificate::from_der(certificate) {
+        Ok(([], parsed)) => Ok(parsed),
+        _ => Err(PeerRefusal::BadCertificate),
+    }
+}
+
+fn uris<'a>(certificate: &X509Certificate<'a>) -> Result<Vec<&'a str>, PeerRefusal> {
+    let names = certificate.subject_alternative_name().map_err(|_| PeerRefusal::BadCertificate)?;
+    let names = names.iter().flat_map(|extension| &extension.value.general_names);
+    Ok(names
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect())
+}
+
+fn identity_of(certificate: &X509Certificate<'_>) -> Result<SpiffeId, PeerRefusal> {
+    let [uri] = uris(certificate)?[..] else {
+        return Err(PeerRefusal::BadCertificate);
+    };
+    SpiffeId::parse(uri).map_err(|_| PeerRefusal::BadCertificate)
+}

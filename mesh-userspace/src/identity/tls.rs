@@ -1,0 +1,79 @@
+//! TLS configurations. TLS 1.3 only, the provider named here and not process-wide, X25519MLKEM768 preferred.
+
+use super::material::Material;
+use super::sessions::PairSessions;
+use super::verify::{ExpectedServer, MemberClient};
+use super::{ALPN, IdentityError};
+use crate::model::{SpiffeId, TrustDomain};
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ServerConfig};
+use std::sync::{Arc, LazyLock};
+
+/// Sessions that a server remembers, of all its identities; beyond it the oldest is forgotten and costs its client a
+/// full handshake. About 2 KiB each.
+const SERVER_SESSIONS: usize = 4096;
+
+/// The one crypto provider. Its default order of key exchanges puts X25519MLKEM768 first.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+    PROVIDER.clone()
+}
+
+/// `source` speaks to `destination`. Sessions are kept in the configuration, so they cannot leave the pair.
+pub(super) fn client_config(
+    material: &Material,
+    source: &SpiffeId,
+    destination: &SpiffeId,
+) -> Result<Arc<ClientConfig>, IdentityError> {
+    let local = material.locals.get(source).ok_or_else(|| IdentityError::Unknown(source.clone()))?;
+    let provider = provider();
+    let sessions = Arc::new(PairSessions::new());
+    let verifier = Arc::new(ExpectedServer {
+        expected: destination.clone(),
+        roots: material.roots.clone(),
+        algorithms: provider.signature_verification_algorithms,
+        sessions: sessions.clone(),
+    });
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(local.key.clone())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::store(sessions);
+    Ok(Arc::new(config))
+}
+
+/// Every local identity answers, each under its own name.
+///
+/// A session cannot be carried from one identity to another: rustls looks the certificate up by the asked name before
+/// it looks at tickets, and takes a ticket only for the name under which it was given.
+pub(super) fn server_config(
+    material: &Arc<Material>,
+    trust_domain: &TrustDomain,
+) -> Result<Arc<ServerConfig>, IdentityError> {
+    let provider = provider();
+    let verifier = MemberClient::new(material.roots.clone(), trust_domain.clone(), provider.clone())?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(ByAskedName(material.clone())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = ServerSessionMemoryCache::new(SERVER_SESSIONS);
+    Ok(Arc::new(config))
+}
+
+/// Picks the certificate of the identity that the client asks for; without one the handshake ends.
+#[derive(Debug)]
+struct ByAskedName(Arc<Material>);
+
+impl ResolvesServerCert for ByAskedName {
+    fn resolve(&self, client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let id = self.0.names.get(client_hello.server_name()?)?;
+        self.0.locals.get(id).map(|local| local.key.clone())
+    }
+}
