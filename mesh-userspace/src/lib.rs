@@ -10,6 +10,7 @@
 //! daemon through its socket and uses `model`, `control` (to validate) and `admin`'s documents only.
 
 pub mod balance;
+pub mod control;
 pub mod engine;
 pub mod identity;
 pub mod model;

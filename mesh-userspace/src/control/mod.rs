@@ -1,0 +1,52 @@
+//! Sources of [`Update`](crate::model::Update)s. Here: a directory of YAML documents, watched for changes; see
+//! docs/CATALOG.md.
+//!
+//! A line: bytes -> trees ([`yaml`]) -> objects, each sound in itself ([`kinds`]) -> one catalog ([`resolve`]) ->
+//! updates. Everything but [`directory`] and [`file`] is pure.
+
+mod code;
+mod diagnostic;
+mod directory;
+mod document;
+mod fields;
+pub mod file;
+mod kinds;
+mod references;
+mod resolve;
+mod suggest;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+pub use code::{Code, Severity};
+pub use diagnostic::{Diagnostic, Position};
+pub use directory::{has_errors, validate};
+pub use document::{Contents, parse_documents};
+
+use crate::model::Catalog;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// How a source is doing.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Everything wrong with the catalog as it is now, errors first; what they name keeps its last good state.
+    pub diagnostics: Arc<[Diagnostic]>,
+    /// Number of objects in force, by kind; kinds without objects are there with 0.
+    pub objects: BTreeMap<&'static str, usize>,
+    /// Number of times that a change was handed on; 0 before the first snapshot.
+    pub generation: u64,
+    /// When that was last.
+    pub applied_at: Option<SystemTime>,
+}
+
+fn count(catalog: &Catalog) -> BTreeMap<&'static str, usize> {
+    BTreeMap::from([
+        ("MeshConfig", usize::from(catalog.mesh.is_some())),
+        ("Node", catalog.nodes.len()),
+        ("Service", catalog.services.len()),
+        ("WorkloadEntry", catalog.workloads.len()),
+    ])
+}
