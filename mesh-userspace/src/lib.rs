@@ -14,5 +14,6 @@ pub mod control;
 pub mod engine;
 pub mod identity;
 pub mod model;
+pub mod netns;
 pub mod runtime;
 pub mod telemetry;

@@ -1,0 +1,14 @@
+//! Work inside pods' network namespaces: listeners that the daemon owns there, connections to applications that keep
+//! the client's address, and the routing that makes these possible.
+//!
+//! Which namespace a socket belongs to is fixed when it is made, and `setns(2)` moves one thread. So one thread of its
+//! own makes all of them, and the sockets are used anywhere afterwards. Namespaces are opened once by path and entered
+//! by descriptor: a path that is replaced meanwhile does not matter, and no mount is touched.
+
+mod netlink;
+mod routing;
+mod socket;
+mod thread;
+
+pub use routing::{MARK, TABLE};
+pub use thread::{Namespace, Namespaces};
