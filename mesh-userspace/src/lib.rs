@@ -11,6 +11,7 @@
 
 pub mod balance;
 pub mod control;
+pub mod datapath;
 pub mod engine;
 pub mod identity;
 pub mod model;

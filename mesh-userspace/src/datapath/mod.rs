@@ -1,0 +1,380 @@
+//! The kernel side of the node: loads the eBPF object, attaches it, writes its tables, reads what it reports. The only
+//! user of aya.
+//!
+//! What must survive the daemon is pinned under `<bpffs>/<pin>`; dropping a [`Datapath`] closes descriptors and leaves
+//! the pins to the next start, as a crash does. [`Datapath::unload`] takes everything away.
+
+mod bpf;
+mod cgroup;
+mod counters;
+mod events;
+mod flows;
+mod link;
+mod pins;
+mod programs;
+mod table;
+
+pub use counters::{Counters, MapUsage};
+pub use events::Events;
+pub use flows::{Admission, Bypass, Heartbeat, Tuples, monotonic_nanoseconds};
+pub use programs::AttachedLink;
+
+use crate::engine::MapOp;
+use anyhow::{Context as _, ensure};
+use cgroup::Cgroup;
+use counters::Measured;
+use link::Target;
+use mesh_common::ABI_VERSION;
+use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::maps::{self, CfgSlot, Spec};
+use mesh_common::service::{AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, Pod};
+use pins::Pins;
+use programs::Programs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use table::{OwnTable, Table};
+
+/// What the datapath needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// A BPF file system; mounted here if none is.
+    pub bpffs: PathBuf,
+    /// Folder of the pins in it; one daemon at a time.
+    pub pin: String,
+    /// The cgroup v2 directory below which workloads run; never the root.
+    pub cgroup: PathBuf,
+    /// Silence of the daemon after which new captures are refused; zero never refuses.
+    pub heartbeat_timeout: Duration,
+    /// Port of the daemon's listeners inside workloads' namespaces.
+    pub outbound_port: u16,
+    /// SO_MARK of the daemon's own sockets, which are never captured.
+    pub mark: u32,
+}
+
+/// `CIDR`'s key as the kernel lays it out: the prefix length, then the address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct PrefixKey {
+    length: u32,
+    range: CidrKey,
+}
+
+// SAFETY: repr(C), a u32 and four words behind it: no padding, every bit pattern is valid.
+unsafe impl aya::Pod for PrefixKey {}
+
+/// The tables that this daemon alone writes.
+struct Tables {
+    pods: OwnTable<u64, Pod>,
+    frontends: OwnTable<FrontendKey, Frontend>,
+    cidrs: OwnTable<PrefixKey, CidrAction>,
+    app_ports: OwnTable<AppPortKey, AppPort>,
+}
+
+/// The loaded, attached, pinned programs and their maps.
+pub struct Datapath {
+    pins: Pins,
+    programs: Programs,
+    tables: Tables,
+    settings: Table<u32, u64>,
+    tuples: Table<TupleKey, OriginalDestination>,
+    bypass: Table<BypassKey, u64>,
+    counters: Counters,
+    /// The first [`Datapath::apply`] is still to come: the tables may hold what a predecessor wrote.
+    inherited: bool,
+    pods: BTreeSet<u64>,
+    namespaces: BTreeSet<String>,
+}
+
+impl Datapath {
+    /// Loads the programs, pins their maps and links, and attaches them to the cgroup. Takes over in place what a
+    /// predecessor left, if it had the same ABI: no connect() escapes meanwhile; else replaces it.
+    ///
+    /// Nothing is captured before [`Datapath::arm_pod`], and captures are refused before the first
+    /// [`Heartbeat::beat`].
+    ///
+    /// # Errors
+    ///
+    /// Not a cgroup v2 directory, or its root; another daemon has the pins; the kernel refuses a program (the
+    /// verifier's log is in the error), a map or an attachment. What this call made is taken away again.
+    pub fn load(config: &Config) -> anyhow::Result<Self> {
+        let cgroup = Cgroup::open(&config.cgroup)?;
+        let pins = Pins::open(&config.bpffs, &config.pin)?;
+        let adopted = pins.are_adoptable()?;
+        if adopted {
+            tracing::info!("taking over the programs and tables of the daemon before this one");
+        } else {
+            pins.clear()?;
+        }
+        match Parts::start(config, &cgroup, &pins, adopted) {
+            Ok(parts) => Ok(parts.into_datapath(pins)),
+            // A predecessor's links go on protecting its workloads.
+            Err(error) if adopted => Err(error),
+            Err(error) => match pins.clear().and_then(|()| pins.release()) {
+                Ok(()) => Err(error),
+                Err(cleanup) => Err(error.context(format!("and cannot clean up: {cleanup:#}"))),
+            },
+        }
+    }
+
+    /// Writes the tables, in the order given. The first call after [`Datapath::load`] must lead from empty tables to
+    /// the desired ones: whatever else a predecessor left in them is removed after it.
+    ///
+    /// # Errors
+    ///
+    /// A map is full or cannot be written; the operations before it are done.
+    pub fn apply(&mut self, ops: &[MapOp]) -> anyhow::Result<()> {
+        for op in ops {
+            match op {
+                MapOp::SetFrontend(key, value) => self.tables.frontends.set(key, value)?,
+                MapOp::RemoveFrontend(key) => self.tables.frontends.remove(key)?,
+                MapOp::SetCidr(length, range, action) => {
+                    self.tables.cidrs.set(&PrefixKey { length: *length, range: *range }, action)?;
+                }
+                MapOp::RemoveCidr(length, range) => {
+                    self.tables.cidrs.remove(&PrefixKey { length: *length, range: *range })?;
+                }
+                MapOp::SetAppPort(key, value) => self.tables.app_ports.set(key, value)?,
+                MapOp::RemoveAppPort(key) => self.tables.app_ports.remove(key)?,
+            }
+        }
+        if self.inherited {
+            self.retain_set_by(ops)?;
+            self.inherited = false;
+        }
+        Ok(())
+    }
+
+    fn retain_set_by(&self, ops: &[MapOp]) -> anyhow::Result<()> {
+        let (mut frontends, mut cidrs, mut app_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for op in ops {
+            match op {
+                MapOp::SetFrontend(key, _) => drop(frontends.insert(*key)),
+                MapOp::SetCidr(length, range, _) => drop(cidrs.insert(PrefixKey { length: *length, range: *range })),
+                MapOp::SetAppPort(key, _) => drop(app_ports.insert(*key)),
+                MapOp::RemoveFrontend(_) | MapOp::RemoveCidr(..) | MapOp::RemoveAppPort(_) => {}
+            }
+        }
+        // Capture goes before the guard, as in every difference.
+        self.tables.frontends.retain(|key| frontends.contains(key))?;
+        self.tables.cidrs.retain(|key| cidrs.contains(key))?;
+        self.tables.app_ports.retain(|key| app_ports.contains(key))
+    }
+
+    /// Starts capturing the connects of a network namespace: the last step of arming a workload.
+    ///
+    /// # Errors
+    ///
+    /// The map is full or cannot be written.
+    pub fn arm_pod(&mut self, cookie: u64, pod: Pod) -> anyhow::Result<()> {
+        self.tables.pods.set(&cookie, &pod)?;
+        self.pods.insert(cookie);
+        Ok(())
+    }
+
+    /// Stops capturing: the first step of disarming. A namespace that is not armed is no error.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn disarm_pod(&mut self, cookie: u64) -> anyhow::Result<()> {
+        self.tables.pods.remove(&cookie)?;
+        self.pods.remove(&cookie);
+        Ok(())
+    }
+
+    /// Guards a network namespace with `sk_lookup`. `name` identifies it across restarts: the workload's uid.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the attachment.
+    pub fn attach_netns(&mut self, name: &str, netns: BorrowedFd<'_>) -> anyhow::Result<()> {
+        let inode = rustix::fs::fstat(netns).context("cannot inspect the network namespace")?.st_ino;
+        self.programs.guard(&self.pins.netns(name), Target { fd: netns, id: inode })?;
+        self.namespaces.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Takes the guard away. A namespace that has none, or is gone, is no error.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn detach_netns(&mut self, name: &str) -> anyhow::Result<()> {
+        link::remove(&self.pins.netns(name))?;
+        self.namespaces.remove(name);
+        Ok(())
+    }
+
+    /// Drops what a predecessor left and this daemon has neither armed nor attached since: call it once the first
+    /// desired state is armed.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        self.tables.pods.retain(|cookie| self.pods.contains(cookie))?;
+        let names: Vec<&str> = self.namespaces.iter().map(String::as_str).collect();
+        self.pins.retain_netns(&names)
+    }
+
+    /// The handle that takes captured connections' records.
+    #[must_use]
+    pub fn tuples(&self) -> Tuples {
+        Tuples(self.tuples.clone())
+    }
+
+    /// The handle that announces deliveries.
+    #[must_use]
+    pub fn bypass(&self) -> Bypass {
+        Bypass(self.bypass.clone())
+    }
+
+    /// The handle that shows the kernel that the daemon lives.
+    #[must_use]
+    pub fn heartbeat(&self) -> Heartbeat {
+        Heartbeat(self.settings.clone())
+    }
+
+    /// The handle that reads the kernel's counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    /// The close records; call it once, within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// Called twice, or the ring buffer cannot be mapped.
+    pub fn events(&mut self) -> anyhow::Result<Events> {
+        self.programs.events()
+    }
+
+    /// Forwards the programs' debug logs to the `log` crate; `None` if the object was built without them. Call it
+    /// once, within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// The log's ring buffer cannot be mapped.
+    pub fn kernel_log(&mut self) -> anyhow::Result<Option<impl Future<Output = io::Result<()>> + Send + use<>>> {
+        self.programs.kernel_log()
+    }
+
+    /// The attached links: what they are and which program they run.
+    ///
+    /// # Errors
+    ///
+    /// A pin cannot be opened.
+    pub fn links(&self) -> anyhow::Result<Vec<AttachedLink>> {
+        programs::links(&self.pins)
+    }
+
+    /// Detaches and unpins everything; leaves no link, pin or program, and no mount that nodemesh made.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be taken away; [`cleanup`] may be tried later.
+    pub fn unload(self) -> anyhow::Result<()> {
+        self.pins.clear()?;
+        self.pins.release()
+    }
+}
+
+/// Takes away what a dead daemon with this configuration left; nothing there is no error.
+///
+/// # Errors
+///
+/// A daemon is running with these pins, or something cannot be taken away.
+pub fn cleanup(config: &Config) -> anyhow::Result<()> {
+    let Some(pins) = Pins::find(&config.bpffs, &config.pin)? else { return Ok(()) };
+    pins.clear()?;
+    pins.release()
+}
+
+/// Everything of a datapath but the pins, which outlive a failed start.
+struct Parts {
+    programs: Programs,
+    tables: Tables,
+    settings: Table<u32, u64>,
+    tuples: Table<TupleKey, OriginalDestination>,
+    bypass: Table<BypassKey, u64>,
+    counters: Counters,
+}
+
+impl Parts {
+    fn start(config: &Config, cgroup: &Cgroup, pins: &Pins, adopted: bool) -> anyhow::Result<Self> {
+        let programs = Programs::load(pins)?;
+        let maps = maps::ALL.iter().map(|spec| measured(pins, spec)).collect::<anyhow::Result<Vec<_>>>()?;
+        let map = |spec: &Spec| {
+            let found = maps.iter().find(|measured| measured.spec.name == spec.name);
+            found.map(|measured| Arc::clone(&measured.map)).with_context(|| format!("no map {}", spec.name))
+        };
+        let tables = Tables {
+            pods: OwnTable::new(map(&maps::PODS)?, &maps::PODS)?,
+            frontends: OwnTable::new(map(&maps::SVC)?, &maps::SVC)?,
+            cidrs: OwnTable::new(map(&maps::CIDR)?, &maps::CIDR)?,
+            app_ports: OwnTable::new(map(&maps::APPPORTS)?, &maps::APPPORTS)?,
+        };
+        let settings = Table::new(map(&maps::CFG)?, &maps::CFG)?;
+        let tuples = Table::new(map(&maps::TUPLES)?, &maps::TUPLES)?;
+        let bypass = Table::new(map(&maps::BYPASS)?, &maps::BYPASS)?;
+        let own = BTreeMap::from([
+            (maps::PODS.name, tables.pods.count()),
+            (maps::SVC.name, tables.frontends.count()),
+            (maps::CIDR.name, tables.cidrs.count()),
+            (maps::APPPORTS.name, tables.app_ports.count()),
+        ]);
+        let parts = Self { programs, tables, settings, tuples, bypass, counters: Counters::new(maps, own)? };
+        if adopted {
+            // Their connections died with the predecessor. A record of a connect in progress is lost with them: reset.
+            parts.tuples.clear()?;
+            parts.bypass.clear()?;
+        }
+        parts.configure(config)?;
+        parts.programs.attach(pins, cgroup)?;
+        Ok(parts)
+    }
+
+    /// The version goes last: maps of a start that did not get this far are nobody's to adopt.
+    fn configure(&self, config: &Config) -> anyhow::Result<()> {
+        let timeout =
+            u64::try_from(config.heartbeat_timeout.as_nanos()).context("the heartbeat timeout is too long")?;
+        ensure!(config.outbound_port != 0, "the outbound port must not be 0");
+        let settings = [
+            (CfgSlot::HeartbeatTimeout, timeout),
+            (CfgSlot::OwnMark, u64::from(config.mark)),
+            (CfgSlot::OutboundPort, u64::from(config.outbound_port)),
+            (CfgSlot::AbiVersion, u64::from(ABI_VERSION)),
+        ];
+        for (slot, value) in settings {
+            self.settings.set(&(slot as u32), &value).context("cannot write map CFG")?;
+        }
+        Ok(())
+    }
+
+    fn into_datapath(self, pins: Pins) -> Datapath {
+        Datapath {
+            pins,
+            programs: self.programs,
+            tables: self.tables,
+            settings: self.settings,
+            tuples: self.tuples,
+            bypass: self.bypass,
+            counters: self.counters,
+            inherited: true,
+            pods: BTreeSet::new(),
+            namespaces: BTreeSet::new(),
+        }
+    }
+}
+
+fn measured(pins: &Pins, spec: &'static Spec) -> anyhow::Result<Measured> {
+    let map: OwnedFd =
+        bpf::get_object(&pins.map(spec.name)).with_context(|| format!("cannot open map {}", spec.name))?;
+    debug_assert!(bpf::map_shape(map.as_fd()).is_ok());
+    Ok(Measured { spec, map: Arc::new(map) })
+}
