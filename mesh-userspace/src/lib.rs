@@ -18,3 +18,4 @@ pub mod model;
 pub mod netns;
 pub mod runtime;
 pub mod telemetry;
+pub mod tunnel;

@@ -1,0 +1,131 @@
+//! From a TCP connection to a lane.
+
+use super::{Lane, Tls};
+use crate::identity::{Identities, IdentityError, PeerRefusal, peer_identity, server_name};
+use crate::model::SpiffeId;
+use crate::telemetry::tunnel::TunnelMetrics;
+use crate::tunnel::codec::{LANE_TOKEN, LaneToken};
+use crate::tunnel::machine::Side;
+use crate::tunnel::{Config, OpenError, Peer, TlsSession};
+use socket2::{SockRef, TcpKeepalive};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// Written but unsent bytes that the kernel takes: what waits longer waits here, where small messages can overtake
+/// bulk.
+const NOT_SENT: u32 = 256 * 1024;
+/// Sets a lane apart from all others to its two ends: both derive it from the session's secrets.
+const EXPORTER: &[u8] = b"EXPORTER-nodemesh-lane";
+
+/// A lane's parts right after the handshake.
+pub(in crate::tunnel) struct Established {
+    pub(super) tls: Tls,
+    pub(super) token: LaneToken,
+    pub(super) session: TlsSession,
+    socket: OwnedReadHalf,
+}
+
+impl Established {
+    /// The lane and what its driver reads from.
+    pub(in crate::tunnel) fn into_lane(
+        self,
+        side: Side,
+        kind: &'static str,
+        config: &Config,
+        metrics: Arc<TunnelMetrics>,
+    ) -> (Arc<Lane>, OwnedReadHalf) {
+        let Self { tls, token, session, socket } = self;
+        (Arc::new(Lane::new(tls, token, session, side, kind, config, metrics)), socket)
+    }
+
+    fn new(connection: rustls::Connection, socket: TcpStream) -> Result<Self, PeerRefusal> {
+        let token = connection
+            .export_keying_material([0; LANE_TOKEN], EXPORTER, None)
+            .map_err(|error| PeerRefusal::from(&error))?;
+        let session = TlsSession {
+            group: connection
+                .negotiated_key_exchange_group()
+                .map(|group| format!("{:?}", group.name()))
+                .unwrap_or_default(),
+            suite: connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default(),
+        };
+        let (socket, write) = socket.into_split();
+        Ok(Self { tls: Tls::new(connection, write), token, session, socket })
+    }
+}
+
+/// Dials the peer and proves both identities. The caller bounds the time.
+pub(in crate::tunnel) async fn connect(identities: &Identities, peer: &Peer) -> Result<Established, OpenError> {
+    let config = client_config(identities, peer)?;
+    let socket = TcpStream::connect(peer.address).await.map_err(OpenError::Dial)?;
+    tune(&socket).map_err(OpenError::Dial)?;
+    let stream = TlsConnector::from(config)
+        .connect(server_name(&peer.destination), socket)
+        .await
+        .map_err(|error| PeerRefusal::from_io(&error).map_or(OpenError::Dial(error), OpenError::Handshake))?;
+    let (socket, connection) = stream.into_inner();
+    Established::new(connection.into(), socket).map_err(OpenError::Handshake)
+}
+
+/// The client's TLS configuration for a peer.
+pub(in crate::tunnel) fn client_config(
+    identities: &Identities,
+    peer: &Peer,
+) -> Result<Arc<rustls::ClientConfig>, OpenError> {
+    identities.client_config(&peer.source, &peer.destination).map_err(|error: IdentityError| {
+        tracing::warn!(%error, source = %peer.source, destination = %peer.destination, "no TLS configuration for a peer");
+        OpenError::Handshake(PeerRefusal::NoCertificate)
+    })
+}
+
+/// Why an accepted connection became no lane: a label.
+pub(in crate::tunnel) type Failure = &'static str;
+
+/// A lane's parts, the authenticated peer, and the identity that it asked for.
+pub(in crate::tunnel) type Accepted = (Established, SpiffeId, SpiffeId);
+
+/// Answers a TLS handshake within `limit`.
+pub(in crate::tunnel) async fn accept(
+    identities: &Identities,
+    socket: TcpStream,
+    limit: Duration,
+) -> Result<Accepted, Failure> {
+    tune(&socket).map_err(|_| "io")?;
+    let handshake = TlsAcceptor::from(identities.server_config()).accept(socket);
+    let stream = match tokio::time::timeout(limit, handshake).await {
+        Err(_) => return Err("timeout"),
+        Ok(Err(error)) => {
+            return Err(PeerRefusal::from_io(&error).map_or_else(|| io_reason(&error), PeerRefusal::reason));
+        }
+        Ok(Ok(stream)) => stream,
+    };
+    let (socket, connection) = stream.into_inner();
+    let source = peer_identity(connection.peer_certificates().unwrap_or_default()).map_err(PeerRefusal::reason)?;
+    let destination = connection
+        .server_name()
+        .and_then(|name| identities.identity_named(name))
+        .ok_or(PeerRefusal::IdentityMismatch.reason())?;
+    let established = Established::new(connection.into(), socket).map_err(PeerRefusal::reason)?;
+    Ok((established, source, destination))
+}
+
+fn io_reason(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "truncated",
+        _ => "io",
+    }
+}
+
+/// No application-level sign of life can pass while a reader sleeps, so the kernels keep watch on exclusive lanes.
+fn tune(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    socket.set_tcp_notsent_lowat(NOT_SENT)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)
+}

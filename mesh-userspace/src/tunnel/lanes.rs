@@ -1,0 +1,354 @@
+//! TLS lanes: the client's pool. Small streams share lanes; a stream that turns bulk gets one for itself.
+
+use super::lane::{Closing, EXCLUSIVE, LANES, Lane, SHARED, connect};
+use super::machine::{Side, Unavailable};
+use super::route::{Leg, Mover, Route};
+use super::stream::{RecvKind, SendKind};
+use super::{Config, LaneStatus, OpenError, Peer, RecvHalf, ResetCode, SendHalf, Stream, StreamHeader, Transport};
+use crate::identity::Identities;
+use crate::model::WorkloadUid;
+use crate::telemetry::tunnel::TunnelMetrics;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, timeout};
+
+/// The transport; a cheap handle.
+#[derive(Clone, Debug)]
+pub struct Lanes(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    config: Arc<Config>,
+    identities: Identities,
+    metrics: Arc<TunnelMetrics>,
+    entries: Mutex<HashMap<Peer, Arc<Entry>>>,
+    handshakes: Semaphore,
+    is_draining: AtomicBool,
+    lane_ended: Notify,
+}
+
+/// The lanes to one peer.
+#[derive(Debug)]
+struct Entry {
+    peer: Peer,
+    lanes: Mutex<PeerLanes>,
+    /// Held while a shared lane is dialled; keeps the last failure for those who waited.
+    dialling: tokio::sync::Mutex<Option<OpenError>>,
+    /// Dials that ended.
+    dials: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct PeerLanes {
+    shared: Vec<Arc<Lane>>,
+    exclusive: Vec<Arc<Lane>>,
+    /// Exclusive lanes being dialled.
+    coming: usize,
+    is_forgotten: bool,
+}
+
+impl Transport for Lanes {
+    async fn open(&self, peer: &Peer, header: StreamHeader) -> Result<Stream, OpenError> {
+        let pool = &self.0;
+        let header = header.encode().map_err(|_| OpenError::Bound("stream header bytes"))?;
+        let opened = timeout(pool.config.open_timeout, pool.open(peer, header.into())).await;
+        let result = opened.unwrap_or(Err(OpenError::Timeout));
+        match &result {
+            Ok(_) => pool.metrics.stream_opened(LANES, "outbound"),
+            Err(error) => pool.metrics.stream_refused(LANES, "outbound", error.reason()),
+        }
+        result
+    }
+}
+
+impl Lanes {
+    pub(super) fn new(config: Arc<Config>, identities: Identities, metrics: Arc<TunnelMetrics>) -> Self {
+        let handshakes = Semaphore::new(config.max_handshakes);
+        Self(Arc::new(Pool {
+            config,
+            identities,
+            metrics,
+            entries: Mutex::default(),
+            handshakes,
+            is_draining: AtomicBool::new(false),
+            lane_ended: Notify::new(),
+        }))
+    }
+
+    pub(super) fn forget(&self, workload: &WorkloadUid) {
+        let mut forgotten = Vec::new();
+        self.0.lock().retain(|peer, entry| {
+            let is_kept = peer.workload != *workload;
+            if !is_kept {
+                forgotten.push(Arc::clone(entry));
+            }
+            is_kept
+        });
+        for entry in forgotten {
+            entry.lock().is_forgotten = true;
+            entry.close_all();
+        }
+    }
+
+    pub(super) fn status(&self) -> Vec<LaneStatus> {
+        let entries: Vec<_> = self.0.lock().values().cloned().collect();
+        entries.iter().flat_map(|entry| entry.status()).collect()
+    }
+
+    pub(super) async fn drain(&self, deadline: Instant) {
+        self.0.is_draining.store(true, Ordering::Release);
+        self.0.each_entry(|entry| entry.each_lane(Lane::go_away));
+        loop {
+            let ended = self.0.lane_ended.notified();
+            if self.0.lock().is_empty() {
+                return;
+            }
+            if tokio::time::timeout_at(deadline, ended).await.is_err() {
+                break;
+            }
+        }
+        self.0.each_entry(Entry::close_all);
+    }
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn each_entry(&self, act: impl FnMut(&Entry)) {
+        let entries: Vec<_> = self.lock().values().cloned().collect();
+        entries.iter().map(AsRef::as_ref).for_each(act);
+    }
+
+    fn entry(&self, peer: &Peer) -> Arc<Entry> {
+        let mut entries = self.lock();
+        if let Some(entry) = entries.get(peer) {
+            return Arc::clone(entry);
+        }
+        let entry = Arc::new(Entry {
+            peer: peer.clone(),
+            lanes: Mutex::default(),
+            dialling: tokio::sync::Mutex::new(None),
+            dials: AtomicU64::new(0),
+        });
+        entries.insert(peer.clone(), Arc::clone(&entry));
+        entry
+    }
+
+    /// Opens a stream, anew once if a pooled lane turned out to be dead.
+    async fn open(self: &Arc<Self>, peer: &Peer, header: Bytes) -> Result<Stream, OpenError> {
+        let mut is_second = false;
+        loop {
+            if self.is_draining.load(Ordering::Acquire) {
+                return Err(OpenError::Closed);
+            }
+            let entry = self.entry(peer);
+            let result = self.begin(&entry, header.clone()).await;
+            let (leg, is_reused) = match result {
+                Ok(begun) => begun,
+                Err(error) => {
+                    self.remove_if_unused(&entry);
+                    return Err(error);
+                }
+            };
+            match leg.lane.answered(leg.id).await {
+                Ok(()) => return Ok(self.stream(entry, leg)),
+                Err(OpenError::Closed | OpenError::Handshake(_)) if is_reused && !is_second => is_second = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends OPEN on a lane with room, dialling one if there is none. Also says whether the lane was there before.
+    async fn begin(self: &Arc<Self>, entry: &Arc<Entry>, header: Bytes) -> Result<(Leg, bool), OpenError> {
+        if let Some(leg) = entry.open_on_pooled(&header) {
+            return Ok((leg, true));
+        }
+        let dials = entry.dials.load(Ordering::Acquire);
+        let mut last_failure = entry.dialling.lock().await;
+        if let Some(leg) = entry.open_on_pooled(&header) {
+            return Ok((leg, true));
+        }
+        if entry.dials.load(Ordering::Acquire) != dials
+            && let Some(error) = &*last_failure
+        {
+            // Someone dialled while this one waited; dialling again would only multiply the wait.
+            return Err(copy(error));
+        }
+        if entry.lock().shared.len() >= self.config.max_shared_lanes {
+            return Err(OpenError::Bound("shared lanes"));
+        }
+        let dialled = self.dial(entry, SHARED).await;
+        entry.dials.fetch_add(1, Ordering::AcqRel);
+        *last_failure = dialled.as_ref().err().map(copy);
+        let lane = dialled?;
+        let id = lane.open(header).map_err(|_| lane.failure())?;
+        Ok((Leg { lane, id }, false))
+    }
+
+    async fn dial(self: &Arc<Self>, entry: &Arc<Entry>, kind: &'static str) -> Result<Arc<Lane>, OpenError> {
+        let dial = async {
+            let _permit = self.handshakes.acquire().await.map_err(|_| OpenError::Closed)?;
+            let connecting = connect(&self.identities, &entry.peer);
+            timeout(self.config.connect_timeout, connecting).await.unwrap_or(Err(OpenError::Timeout))
+        };
+        let established = dial.await.inspect_err(|error| {
+            self.metrics.handshake_failed(LANES, "client", error.reason());
+        })?;
+        let (lane, socket) = established.into_lane(Side::Client, kind, &self.config, Arc::clone(&self.metrics));
+        let (pool, task_entry, task_lane) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&lane));
+        {
+            let mut lanes = entry.lock();
+            if lanes.is_forgotten {
+                lane.close(Closing::Local);
+                return Err(OpenError::Closed);
+            }
+            if kind == SHARED { &mut lanes.shared } else { &mut lanes.exclusive }.push(Arc::clone(&lane));
+        }
+        tokio::spawn(async move {
+            // A server opens no streams: the machine refuses the attempt as a broken protocol.
+            task_lane.drive(socket, &pool.config, |_, _| {}).await;
+            task_entry.remove(&task_lane);
+            pool.remove_if_unused(&task_entry);
+            pool.lane_ended.notify_waiters();
+        });
+        if self.is_draining.load(Ordering::Acquire) {
+            lane.go_away();
+        }
+        Ok(lane)
+    }
+
+    fn stream(self: &Arc<Self>, entry: Arc<Entry>, leg: Leg) -> Stream {
+        let tls = leg.lane.session.clone();
+        let pool = Arc::downgrade(self);
+        let mover: Mover = Box::new(move |route| {
+            if let Some(pool) = pool.upgrade() {
+                tokio::spawn(async move { pool.move_to_own_lane(&entry, &route).await });
+            }
+        });
+        let (send, recv) = Route::halves(leg, &self.config, Some(mover));
+        Stream::new(SendHalf(SendKind::Lane(send)), RecvHalf(RecvKind::Lane(recv)), tls)
+    }
+
+    /// Gives a bulk stream a lane of its own; it stays where it is if that fails.
+    async fn move_to_own_lane(self: &Arc<Self>, entry: &Arc<Entry>, route: &Arc<Route>) {
+        let Some(own) = self.attach(entry, route).await else { return route.settle() };
+        let answer = timeout(self.config.open_timeout, own.lane.answered(own.id)).await;
+        if !matches!(answer, Ok(Ok(()))) {
+            return route.settle();
+        }
+        if route.attach(own.clone(), |_| {}) {
+            self.metrics.stream_moved("outbound");
+        } else {
+            own.lane.with(|machine| machine.abandon(own.id, ResetCode::CANCELLED));
+            route.settle();
+        }
+    }
+
+    async fn attach(self: &Arc<Self>, entry: &Arc<Entry>, route: &Arc<Route>) -> Option<Leg> {
+        let base = &route.base;
+        let attach = |lane: &Arc<Lane>| {
+            let id = lane.attach(base.lane.token, base.id).ok()?;
+            Some(Leg { lane: Arc::clone(lane), id })
+        };
+        {
+            let mut lanes = entry.lock();
+            if let Some(leg) = lanes.exclusive.iter().find_map(attach) {
+                return Some(leg);
+            }
+            if lanes.exclusive.len() + lanes.coming >= self.config.max_exclusive_lanes {
+                return None;
+            }
+            lanes.coming += 1;
+        }
+        let dialled = self.dial(entry, EXCLUSIVE).await;
+        entry.lock().coming -= 1;
+        let lane = dialled.inspect_err(|error| tracing::debug!(%error, "no exclusive lane")).ok()?;
+        // The stream may have ended meanwhile, or another one may have been quicker.
+        if route.is_movable() { attach(&lane) } else { None }
+    }
+
+    fn remove_if_unused(&self, entry: &Arc<Entry>) {
+        let mut entries = self.lock();
+        let is_empty = {
+            let lanes = entry.lock();
+            lanes.shared.is_empty() && lanes.exclusive.is_empty() && lanes.coming == 0
+        };
+        // Whoever is about to dial for this entry holds it: the map and the caller do, and nobody else may.
+        if is_empty
+            && Arc::strong_count(entry) <= 2
+            && entries.get(&entry.peer).is_some_and(|known| Arc::ptr_eq(known, entry))
+        {
+            entries.remove(&entry.peer);
+        }
+    }
+}
+
+impl Entry {
+    fn lock(&self) -> MutexGuard<'_, PeerLanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first lane with room: few well-filled lanes share more records than many half-empty ones.
+    fn open_on_pooled(&self, header: &Bytes) -> Option<Leg> {
+        let lanes = self.lock();
+        lanes.shared.iter().find_map(|lane| match lane.open(header.clone()) {
+            Ok(id) => Some(Leg { lane: Arc::clone(lane), id }),
+            Err(Unavailable::Full | Unavailable::Draining) => None,
+        })
+    }
+
+    fn each_lane(&self, act: impl FnMut(&Lane)) {
+        let lanes: Vec<_> = {
+            let lanes = self.lock();
+            lanes.shared.iter().chain(&lanes.exclusive).cloned().collect()
+        };
+        lanes.iter().map(AsRef::as_ref).for_each(act);
+    }
+
+    fn close_all(&self) {
+        self.each_lane(|lane| lane.close(Closing::Local));
+    }
+
+    fn remove(&self, lane: &Arc<Lane>) {
+        let mut lanes = self.lock();
+        lanes.shared.retain(|known| !Arc::ptr_eq(known, lane));
+        lanes.exclusive.retain(|known| !Arc::ptr_eq(known, lane));
+    }
+
+    fn status(&self) -> Vec<LaneStatus> {
+        let lanes = self.lock();
+        let shared = lanes.shared.iter().map(|lane| (lane, SHARED));
+        let exclusive = lanes.exclusive.iter().map(|lane| (lane, EXCLUSIVE));
+        let status = |(lane, kind): (&Arc<Lane>, &'static str)| {
+            let (streams, takes_streams) = lane.load();
+            LaneStatus {
+                peer: self.peer.clone(),
+                transport: LANES,
+                kind,
+                streams,
+                age: lane.opened.elapsed(),
+                is_draining: !takes_streams,
+                tls: lane.session.clone(),
+            }
+        };
+        shared.chain(exclusive).map(status).collect()
+    }
+}
+
+/// The same failure for someone else who waited for it.
+pub(super) fn copy(error: &OpenError) -> OpenError {
+    match error {
+        OpenError::Dial(error) => OpenError::Dial(io::Error::new(error.kind(), error.to_string())),
+        OpenError::Handshake(refusal) => OpenError::Handshake(*refusal),
+        OpenError::Refused(refusal) => OpenError::Refused(*refusal),
+        OpenError::Timeout => OpenError::Timeout,
+        OpenError::Closed => OpenError::Closed,
+        OpenError::Bound(bound) => OpenError::Bound(bound),
+    }
+}

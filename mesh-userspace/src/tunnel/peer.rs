@@ -1,0 +1,106 @@
+//! Whom a stream goes to, and the front of all transports.
+
+use super::lanes::Lanes;
+use super::quic::Quic;
+use super::{Config, OpenError, Stream, StreamHeader};
+use crate::identity::Identities;
+use crate::model::{NodeName, SpiffeId, TransportChoice, WorkloadUid};
+use crate::telemetry::tunnel::TunnelMetrics;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The two ends of a connection between nodes; the key of its pool. It dies with the destination workload's uid.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer {
+    /// Whose certificate is presented.
+    pub source: SpiffeId,
+    /// Who must answer.
+    pub destination: SpiffeId,
+    pub workload: WorkloadUid,
+    pub node: NodeName,
+    /// The node's tunnel address.
+    pub address: SocketAddr,
+}
+
+/// What a TLS handshake settled on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsSession {
+    /// Key exchange group, such as `X25519MLKEM768`. Empty where the transport does not tell (QUIC).
+    pub group: String,
+    /// Cipher suite, such as `TLS13_AES_128_GCM_SHA256`. Empty where the transport does not tell (QUIC).
+    pub suite: String,
+}
+
+/// One pooled connection, for people.
+#[derive(Clone, Debug)]
+pub struct LaneStatus {
+    pub peer: Peer,
+    /// `lanes` or `quic`.
+    pub transport: &'static str,
+    /// `shared` or `exclusive`.
+    pub kind: &'static str,
+    /// Streams it carries now.
+    pub streams: usize,
+    pub age: Duration,
+    /// Takes no new streams.
+    pub is_draining: bool,
+    pub tls: TlsSession,
+}
+
+/// A way to carry streams to other nodes.
+pub trait Transport {
+    /// Opens one application connection, over a pooled connection if there is one.
+    ///
+    /// # Errors
+    /// If the node, its identity or the application did not answer as they should; nothing was consumed.
+    fn open(&self, peer: &Peer, header: StreamHeader) -> impl Future<Output = Result<Stream, OpenError>> + Send;
+}
+
+/// All transports, and their pools.
+#[derive(Debug)]
+pub struct Tunnel {
+    lanes: Lanes,
+    quic: Quic,
+}
+
+impl Tunnel {
+    /// Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn new(config: Config, identities: Identities, metrics: Arc<TunnelMetrics>) -> Self {
+        let config = Arc::new(config);
+        let lanes = Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics));
+        Self { lanes, quic: Quic::new(config, identities, metrics) }
+    }
+
+    /// Opens one application connection. `Auto` means lanes.
+    ///
+    /// # Errors
+    /// As [`Transport::open`].
+    pub async fn open(&self, choice: TransportChoice, peer: &Peer, header: StreamHeader) -> Result<Stream, OpenError> {
+        match choice {
+            TransportChoice::Auto | TransportChoice::Lanes => self.lanes.open(peer, header).await,
+            TransportChoice::Quic => self.quic.open(peer, header).await,
+        }
+    }
+
+    /// Closes every connection to the workload at once, with the streams on it.
+    pub fn forget(&self, workload: &WorkloadUid) {
+        self.lanes.forget(workload);
+        self.quic.forget(workload);
+    }
+
+    /// The pooled connections of this moment.
+    #[must_use]
+    pub fn lanes(&self) -> Vec<LaneStatus> {
+        let mut lanes = self.lanes.status();
+        lanes.extend(self.quic.status());
+        lanes
+    }
+
+    /// Takes no new streams, waits for those that exist, and closes everything at the deadline.
+    pub async fn drain(&self, deadline: Instant) {
+        tokio::join!(self.lanes.drain(deadline), self.quic.drain(deadline));
+    }
+}

@@ -1,0 +1,45 @@
+//! QUIC: one connection per peer, one bidirectional stream per application connection.
+//!
+//! On a stream the client sends the length of the header (2 bytes), the header, and then the application's bytes. The
+//! server answers with one byte, 0 or the code of a refusal, and goes on with the application's bytes. FIN, RESET and
+//! STOP are QUIC's own, as are flow control and multiplexing.
+
+mod halves;
+mod pool;
+mod server;
+
+pub(super) use halves::{QuicRecv, QuicSend};
+pub use pool::Quic;
+pub(super) use server::{QuicOffer, serve};
+
+use super::{Config, Refusal};
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+use std::sync::Arc;
+
+/// The transport's name in metrics.
+pub(super) const QUIC: &str = "quic";
+/// Bytes in flight or unread per direction of a stream. Larger than a lane's window: QUIC is chosen for long links.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// The server's answer to a header that opens the stream.
+const OPENED: u8 = 0;
+/// The code of a connection that is closed because it has no streams, or its workload is gone.
+const CLOSED: VarInt = VarInt::from_u32(0);
+
+/// QUIC's share of [`Config`]. The connection's window is unbounded and the streams' bounded, so that readers asleep
+/// on some streams never hold up the others.
+fn transport(config: &Config) -> Arc<TransportConfig> {
+    let mut transport = TransportConfig::default();
+    let streams = u32::try_from(config.max_streams).unwrap_or(u32::MAX);
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::MAX)
+        .keep_alive_interval(Some(config.keepalive))
+        .max_idle_timeout(IdleTimeout::try_from(config.dead_after).ok());
+    Arc::new(transport)
+}
+
+fn code(refusal: Refusal) -> [u8; 1] {
+    [refusal.code()]
+}

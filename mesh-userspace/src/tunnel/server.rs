@@ -1,0 +1,359 @@
+//! The receiving end of all transports: takes connections of other nodes and hands out the streams they open.
+
+use super::lane::{Closing, LANES, Lane, Offer, SHARED, accept};
+use super::machine::Side;
+use super::quic::{QuicOffer, serve};
+use super::route::{Leg, Route};
+use super::stream::{RecvKind, SendKind};
+use super::{Config, RecvHalf, Refusal, SendHalf, Stream, StreamHeader, TlsSession};
+use crate::identity::Identities;
+use crate::model::SpiffeId;
+use crate::telemetry::tunnel::TunnelMetrics;
+use crate::tunnel::codec::LaneToken;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+/// Connections that the kernel keeps for an accept loop that is late.
+const BACKLOG: i32 = 1024;
+
+/// Takes streams of other nodes. Dropping it closes everything.
+#[derive(Debug)]
+pub struct Server {
+    incoming: mpsc::Receiver<Incoming>,
+    addresses: Vec<SocketAddr>,
+    shared: Arc<Shared>,
+    /// Ends the accept loops, and the lanes if they are still there.
+    _closing: DropGuard,
+}
+
+/// What all tasks of a server have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) identities: Identities,
+    pub(super) metrics: Arc<TunnelMetrics>,
+    pub(super) incoming: mpsc::Sender<Incoming>,
+    /// One permit per connection, handshakes included.
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) handshakes: Arc<Semaphore>,
+    /// No new connections or streams.
+    pub(super) draining: CancellationToken,
+    pub(super) closing: CancellationToken,
+    /// One task per connection.
+    pub(super) tasks: TaskTracker,
+    lanes: Mutex<HashMap<LaneToken, Known>>,
+}
+
+/// A lane that an ATTACH may name, and whose it is.
+#[derive(Debug)]
+struct Known {
+    lane: Weak<Lane>,
+    source: SpiffeId,
+    destination: SpiffeId,
+}
+
+/// One application connection that another node wants to open. Dropping it refuses it.
+#[derive(Debug)]
+pub struct Incoming {
+    pub header: StreamHeader,
+    /// The caller's identity, authenticated.
+    pub source: SpiffeId,
+    /// The local identity that the caller asked for and was shown.
+    pub destination: SpiffeId,
+    /// `lanes` or `quic`.
+    pub transport: &'static str,
+    /// The calling node's end of the connection.
+    pub node: SocketAddr,
+    tls: TlsSession,
+    offer: Option<Answerable>,
+    metrics: Arc<TunnelMetrics>,
+}
+
+#[derive(Debug)]
+enum Answerable {
+    Lane(Leg, Arc<Shared>),
+    Quic(QuicOffer),
+}
+
+impl Server {
+    /// Listens for lanes (TCP) and QUIC (UDP) on every configured address. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// If an address cannot be listened on.
+    pub fn bind(config: Config, identities: Identities, metrics: Arc<TunnelMetrics>) -> io::Result<Self> {
+        let (sender, incoming) = mpsc::channel(config.max_pending);
+        let closing = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            identities,
+            metrics,
+            incoming: sender,
+            connections: Arc::new(Semaphore::new(config.max_server_lanes)),
+            handshakes: Arc::new(Semaphore::new(config.max_pending_handshakes)),
+            draining: closing.child_token(),
+            closing: closing.clone(),
+            tasks: TaskTracker::new(),
+            lanes: Mutex::default(),
+            config,
+        });
+        let guard = closing.drop_guard();
+        let mut addresses = Vec::new();
+        for &address in &shared.config.listen {
+            let (listener, socket) = bind_both(address)?;
+            addresses.push(listener.local_addr()?);
+            serve(&shared, socket)?;
+            tokio::spawn(accept_lanes(Arc::clone(&shared), listener));
+        }
+        Ok(Self { incoming, addresses, shared, _closing: guard })
+    }
+
+    /// Where it listens: as configured, with port 0 replaced by the port taken.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The next stream; `None` never comes while the server lives.
+    pub async fn accept(&mut self) -> Option<Incoming> {
+        self.incoming.recv().await
+    }
+
+    /// Takes no new connections or streams, tells the other nodes so, waits for the streams that exist, and closes
+    /// everything at the deadline.
+    pub async fn drain(mut self, deadline: Instant) {
+        self.shared.draining.cancel();
+        self.incoming.close();
+        while let Some(incoming) = self.incoming.recv().await {
+            incoming.refuse(Refusal::Draining);
+        }
+        for lane in self.shared.live_lanes() {
+            lane.go_away();
+        }
+        self.shared.tasks.close();
+        // At the deadline the guard closes what is left.
+        let _ = tokio::time::timeout_at(deadline, self.shared.tasks.wait()).await;
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<LaneToken, Known>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn live_lanes(&self) -> Vec<Arc<Lane>> {
+        self.lock().values().filter_map(|known| known.lane.upgrade()).collect()
+    }
+
+    /// Hands a stream to whoever accepts; refuses it if too many wait.
+    pub(super) fn offer(&self, incoming: Incoming) {
+        match self.incoming.try_send(incoming) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(incoming)) => incoming.refuse(Refusal::Overloaded),
+            Err(mpsc::error::TrySendError::Closed(incoming)) => incoming.refuse(Refusal::Draining),
+        }
+    }
+}
+
+impl Incoming {
+    pub(super) fn quic(
+        shared: &Shared,
+        header: StreamHeader,
+        identities: (SpiffeId, SpiffeId),
+        node: SocketAddr,
+        offer: QuicOffer,
+    ) -> Self {
+        let (source, destination) = identities;
+        let offer = Some(Answerable::Quic(offer));
+        let (tls, metrics) = (TlsSession::default(), Arc::clone(&shared.metrics));
+        Self { header, source, destination, transport: super::quic::QUIC, node, tls, offer, metrics }
+    }
+
+    /// The connection's TLS session.
+    #[must_use]
+    pub fn tls(&self) -> &TlsSession {
+        &self.tls
+    }
+
+    /// Tells the caller that the stream is open.
+    #[must_use]
+    pub fn accept(mut self) -> Stream {
+        self.metrics.stream_opened(self.transport, "inbound");
+        let tls = std::mem::take(&mut self.tls);
+        match self.offer.take().expect("the offer is there until it is answered") {
+            Answerable::Lane(leg, shared) => {
+                // The halves come first: the caller may ask to move as soon as it has the answer.
+                let (send, recv) = Route::halves(leg.clone(), &shared.config, None);
+                leg.lane.accept(leg.id);
+                Stream::new(SendHalf(SendKind::Lane(send)), RecvHalf(RecvKind::Lane(recv)), tls)
+            }
+            Answerable::Quic(offer) => offer.accept(tls),
+        }
+    }
+
+    /// Tells the caller why not.
+    pub fn refuse(mut self, refusal: Refusal) {
+        self.answer(refusal);
+    }
+
+    fn answer(&mut self, refusal: Refusal) {
+        let Some(offer) = self.offer.take() else { return };
+        self.metrics.stream_refused(self.transport, "inbound", refusal.reason());
+        match offer {
+            Answerable::Lane(leg, _) => leg.lane.refuse(leg.id, refusal),
+            Answerable::Quic(offer) => offer.refuse(refusal),
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.answer(Refusal::Unreachable);
+    }
+}
+
+/// TCP and UDP on one port. With port 0 the kernel picks TCP's, which may be taken for UDP: then it picks again.
+fn bind_both(address: SocketAddr) -> io::Result<(TcpListener, std::net::UdpSocket)> {
+    let mut tries = if address.port() == 0 { 16 } else { 1 };
+    loop {
+        let listener = listen(address)?;
+        tries -= 1;
+        match bind_udp(listener.local_addr()?) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            bound => return Ok((listener, bound?)),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A restarted daemon must not wait for its predecessor's connections to time out.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn bind_udp(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+async fn accept_lanes(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            () = shared.draining.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (socket, node) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: those waiting in the backlog get their turn when some are free.
+                tracing::warn!(%error, "cannot accept a lane");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let permits = Arc::clone(&shared.connections)
+            .try_acquire_owned()
+            .and_then(|connection| Ok((connection, Arc::clone(&shared.handshakes).try_acquire_owned()?)));
+        let Ok((connection, handshake)) = permits else {
+            shared.metrics.handshake_failed(LANES, "server", Refusal::Overloaded.reason());
+            continue;
+        };
+        let task = {
+            let shared = Arc::clone(&shared);
+            async move {
+                serve_lane(&shared, socket, node, handshake).await;
+                drop(connection);
+            }
+        };
+        shared.tasks.spawn(task);
+    }
+}
+
+async fn serve_lane(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    node: SocketAddr,
+    handshake: tokio::sync::OwnedSemaphorePermit,
+) {
+    let accepting = accept(&shared.identities, socket, shared.config.handshake_timeout);
+    let accepted = tokio::select! {
+        () = shared.draining.cancelled() => return,
+        accepted = accepting => accepted,
+    };
+    drop(handshake);
+    let (established, source, destination) = match accepted {
+        Ok(accepted) => accepted,
+        Err(reason) => {
+            tracing::debug!(%node, reason, "a lane's handshake failed");
+            return shared.metrics.handshake_failed(LANES, "server", reason);
+        }
+    };
+    let (lane, socket) = established.into_lane(Side::Server, SHARED, &shared.config, Arc::clone(&shared.metrics));
+    let known = Known { lane: Arc::downgrade(&lane), source: source.clone(), destination: destination.clone() };
+    shared.lock().insert(lane.token, known);
+    if shared.draining.is_cancelled() {
+        lane.go_away();
+    }
+    let on_offer = |lane: &Arc<Lane>, offer: Offer| match offer {
+        Offer::Open { id, header } => {
+            let leg = Leg { lane: Arc::clone(lane), id };
+            match StreamHeader::decode(&header) {
+                Ok(header) => shared.offer(Incoming {
+                    header,
+                    source: source.clone(),
+                    destination: destination.clone(),
+                    transport: LANES,
+                    node,
+                    tls: lane.session.clone(),
+                    offer: Some(Answerable::Lane(leg, Arc::clone(shared))),
+                    metrics: Arc::clone(&shared.metrics),
+                }),
+                Err(error) => {
+                    tracing::debug!(%node, %error, "a malformed stream header");
+                    shared.metrics.malformed_header(LANES, Refusal::BadHeader.reason());
+                    lane.refuse(id, Refusal::BadHeader);
+                }
+            }
+        }
+        Offer::Attach { id, token, origin } => {
+            let own = Leg { lane: Arc::clone(lane), id };
+            if attach(shared, own, token, origin, (&source, &destination)) {
+                lane.set_exclusive();
+                shared.metrics.stream_moved("inbound");
+            } else {
+                lane.refuse(id, Refusal::NotFound);
+            }
+        }
+    };
+    tokio::select! {
+        () = shared.closing.cancelled() => lane.close(Closing::Local),
+        () = lane.drive(socket, &shared.config, on_offer) => {}
+    }
+    shared.lock().remove(&lane.token);
+}
+
+/// Continues a stream of another lane of the same two identities on `own`.
+fn attach(shared: &Shared, own: Leg, token: LaneToken, origin: u32, identities: (&SpiffeId, &SpiffeId)) -> bool {
+    let base = shared.lock().get(&token).and_then(|known| {
+        let is_same = (&known.source, &known.destination) == identities;
+        if is_same { known.lane.upgrade() } else { None }
+    });
+    base.and_then(|base| base.route(origin)).is_some_and(|route| route.attach(own, |leg| leg.lane.accept(leg.id)))
+}

@@ -1,0 +1,8 @@
+//! Both transports over loopback sockets, with real certificates.
+
+mod behaviour;
+mod fuzz;
+mod hostile;
+mod moves;
+mod pool;
+mod world;
