@@ -16,6 +16,7 @@ pub mod engine;
 pub mod identity;
 pub mod model;
 pub mod netns;
+pub mod proxy;
 pub mod runtime;
 pub mod telemetry;
 pub mod tunnel;

@@ -1,0 +1,39 @@
+//! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
+
+mod failure;
+mod inbound;
+mod local;
+mod outbound;
+mod relay;
+mod session;
+
+pub use failure::Failure;
+pub use inbound::Inbound;
+pub use local::{LocalWorkload, LocalWorkloads};
+pub use outbound::Outbound;
+
+use crate::engine::Snapshot;
+use crate::model::NodeName;
+use crate::telemetry::connections::ConnectionMetrics;
+use crate::telemetry::live::LiveConnections;
+use crate::tunnel::Tunnel;
+use arc_swap::ArcSwap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::task::TaskTracker;
+
+/// What both directions work with. Snapshots are read once per connection.
+pub struct Context {
+    pub node: NodeName,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub locals: LocalWorkloads,
+    pub tunnel: Tunnel,
+    /// Port of every node's tunnel.
+    pub tunnel_port: u16,
+    /// Bound on reaching an application or the other node.
+    pub connect_timeout: Duration,
+    pub metrics: ConnectionMetrics,
+    pub live: LiveConnections,
+    /// Every connection's task; drained when the daemon stops.
+    pub connections: TaskTracker,
+}

@@ -1,0 +1,161 @@
+//! Outbound: a workload's captured connection is carried to an endpoint's node.
+
+use super::relay::{relay, reset_on_close};
+use super::session::{Edge, Session};
+use super::{Context, Failure, LocalWorkload};
+use crate::balance;
+use crate::datapath::Tuples;
+use crate::engine::{Endpoint, Snapshot};
+use crate::model::{Service, Workload};
+use crate::telemetry::connections::Reporter;
+use crate::tunnel::{Peer, Stream, StreamHeader};
+use mesh_common::flow::{OriginalDestination, TupleKey};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Pause after an accept that failed for want of descriptors or memory: trying again at once would only burn the CPU.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// One in-pod listener's accepting side.
+pub struct Outbound {
+    pub context: Arc<Context>,
+    pub local: Arc<LocalWorkload>,
+    pub tuples: Tuples,
+}
+
+/// Where a captured connection goes.
+struct Route {
+    service: Option<Arc<Service>>,
+    endpoint: Endpoint,
+}
+
+impl Outbound {
+    /// Accepts until the workload is removed.
+    pub async fn serve(self, listener: TcpListener) {
+        let outbound = Arc::new(self);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = outbound.local.removed.cancelled() => return,
+            };
+            match accepted {
+                Ok((app, source)) => {
+                    let outbound = outbound.clone();
+                    let tracker = outbound.context.connections.clone();
+                    tracker.spawn(async move { outbound.connection(app, source).await });
+                }
+                Err(error) if is_transient(&error) => {}
+                Err(error) => {
+                    tracing::warn!(workload = %outbound.local.workload.name, %error, "cannot accept; pausing");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(&self, app: TcpStream, source: SocketAddr) {
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        if self.carry(&app, source).await.is_err() {
+            reset_on_close(&app);
+        }
+    }
+
+    async fn carry(&self, app: &TcpStream, source: SocketAddr) -> Result<(), Failure> {
+        let record = self.original_destination(source).inspect_err(|failure| self.unrouted(source, failure))?;
+        let destination = SocketAddr::from(record.endpoint());
+        let snapshot = self.context.snapshot.load_full();
+        let route = route(&snapshot, destination).inspect_err(|failure| self.unrouted(source, failure))?;
+        let edge = Edge {
+            reporter: Reporter::Source,
+            source: self.local.current(&snapshot),
+            destination: Some(&route.endpoint.workload),
+            service: route.service.as_deref().map(|service| &service.name),
+        };
+        let session = Session::begin(&self.context, &edge, source, destination);
+        session.routed(route.endpoint.address, route.endpoint.workload.node.as_str());
+        let outcome = tokio::select! {
+            outcome = self.tunnel(app, source, &snapshot, &route, &session) => outcome,
+            () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
+        };
+        outcome.inspect_err(|failure| session.fail(failure))
+    }
+
+    async fn tunnel(
+        &self,
+        app: &TcpStream,
+        source: SocketAddr,
+        snapshot: &Snapshot,
+        route: &Route,
+        session: &Session,
+    ) -> Result<(), Failure> {
+        app.set_nodelay(true).map_err(Failure::Local)?;
+        let stream = self.open(source, snapshot, route).await?;
+        session.carried_by(&stream);
+        relay(app, stream, session).await
+    }
+
+    async fn open(&self, source: SocketAddr, snapshot: &Snapshot, route: &Route) -> Result<Stream, Failure> {
+        let workload = &route.endpoint.workload;
+        let node = snapshot.node(&workload.node).ok_or_else(|| Failure::UnknownNode(workload.node.clone()))?;
+        let address = node.addresses.first().ok_or_else(|| Failure::UnknownNode(workload.node.clone()))?;
+        let peer = Peer {
+            source: self.local.workload.identity.clone(),
+            destination: workload.identity.clone(),
+            workload: workload.uid.clone(),
+            node: workload.node.clone(),
+            address: SocketAddr::new(*address, self.context.tunnel_port),
+        };
+        let header = StreamHeader {
+            destination: route.endpoint.address,
+            service: route.service.as_ref().map(|service| service.name.to_string()),
+            source: own_address(&self.local.workload, source),
+            traceparent: None,
+        };
+        let transport = snapshot.mesh.as_ref().map_or_else(Default::default, |mesh| mesh.transport);
+        Ok(self.context.tunnel.open(transport, &peer, header).await?)
+    }
+
+    fn original_destination(&self, source: SocketAddr) -> Result<OriginalDestination, Failure> {
+        let key = TupleKey::new(self.local.namespace.cookie(), source.ip().into(), source.port().to_be());
+        match self.tuples.take(&key) {
+            Ok(Some(record)) => Ok(record),
+            Ok(None) => Err(Failure::NoOriginalDestination),
+            Err(error) => Err(Failure::Local(error)),
+        }
+    }
+
+    /// A connection whose destination is not known is counted under its source alone.
+    fn unrouted(&self, source: SocketAddr, failure: &Failure) {
+        let edge = Edge { reporter: Reporter::Source, source: &self.local.workload, destination: None, service: None };
+        let unspecified = SocketAddr::new(source.ip(), 0);
+        Session::begin(&self.context, &edge, source, unspecified).fail(failure);
+    }
+}
+
+/// The address under which the workload speaks: the other side accepts only addresses that the catalog gives to the
+/// identity, so a socket bound to another local address speaks under the workload's own.
+fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr {
+    if workload.addresses.contains(&source.ip()) {
+        return source;
+    }
+    SocketAddr::new(workload.address_like(source.ip()).unwrap_or(source.ip()), source.port())
+}
+
+/// Picks where a connection to `destination` goes: an endpoint of the frontend's service, or the workload itself.
+fn route(snapshot: &Snapshot, destination: SocketAddr) -> Result<Route, Failure> {
+    if let Some(frontend) = snapshot.frontend(destination) {
+        let endpoint = balance::pick(&frontend.endpoints, rand::random()).ok_or(Failure::NoEndpoints)?;
+        return Ok(Route { service: Some(frontend.service.clone()), endpoint: endpoint.clone() });
+    }
+    let workload = snapshot.workload_at(destination.ip()).ok_or(Failure::UnknownDestination(destination))?;
+    let endpoint = Endpoint { workload: workload.clone(), address: destination, weight: workload.weight };
+    Ok(Route { service: None, endpoint })
+}
+
+/// Errors of one connection, not of the listener (accept(2), "Error handling").
+fn is_transient(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
+}

@@ -1,0 +1,116 @@
+//! One connection as metrics, the live table and the access log see it.
+
+use super::relay::Count;
+use super::{Context, Failure};
+use crate::model::{ObjectName, Workload};
+use crate::telemetry::access_log;
+use crate::telemetry::connections::{EdgeKey, OpenConnection, Party, Reporter, Security, ServiceLabels};
+use crate::telemetry::live::{Direction, Flow, LiveGuard};
+use crate::tunnel::Stream;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Who speaks to whom.
+pub(super) struct Edge<'a> {
+    pub(super) reporter: Reporter,
+    pub(super) source: &'a Workload,
+    pub(super) destination: Option<&'a Workload>,
+    pub(super) service: Option<&'a ObjectName>,
+}
+
+/// Counts, lists and finally logs a connection. Ending it is dropping it.
+pub(super) struct Session {
+    connection: OpenConnection,
+    row: LiveGuard,
+    direction: Direction,
+    node: Arc<str>,
+}
+
+impl Session {
+    pub(super) fn begin(context: &Context, edge: &Edge<'_>, source: SocketAddr, destination: SocketAddr) -> Self {
+        let connection = context.metrics.edge(edge.key()).opened();
+        let direction = match edge.reporter {
+            Reporter::Source => Direction::Outbound,
+            Reporter::Destination => Direction::Inbound,
+        };
+        let named = |workload: &Workload| Arc::from(workload.name.to_string());
+        let flow = Flow {
+            source_workload: Some(named(edge.source)),
+            source_identity: Some(edge.source.identity.as_str().into()),
+            service: edge.service.map(|name| name.to_string().into()),
+            destination_workload: edge.destination.map(named),
+            destination_identity: edge.destination.map(|workload| workload.identity.as_str().into()),
+            ..Flow::new(direction, source, destination)
+        };
+        let row = context.live.insert(flow, connection.traffic());
+        Self { connection, row, direction, node: context.node.as_str().into() }
+    }
+
+    /// The endpoint that was picked, and its node.
+    pub(super) fn routed(&self, backend: SocketAddr, node: &str) {
+        self.row.set(Flow { backend: Some(backend), node: Some(node.into()), ..Flow::clone(&self.row.flow()) });
+    }
+
+    /// The stream that carries it.
+    pub(super) fn carried_by(&self, stream: &Stream) {
+        let tls = stream.tls();
+        self.row.set(Flow {
+            transport: Some(stream.transport()),
+            group: Some(tls.group.as_str().into()),
+            suite: Some(tls.suite.as_str().into()),
+            ..Flow::clone(&self.row.flow())
+        });
+    }
+
+    pub(super) fn fail(&self, failure: &Failure) {
+        self.connection.fail_because(failure.flag(), failure.reason(), failure);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        access_log::finished(&self.row.flow(), &self.connection, &self.node);
+    }
+}
+
+impl Count for Session {
+    fn passed_to_tunnel(&self, bytes: u64) {
+        match self.direction {
+            // Outbound, what the application writes is the request.
+            Direction::Outbound => self.connection.add_received(bytes),
+            Direction::Inbound => self.connection.add_sent(bytes),
+        }
+    }
+
+    fn passed_from_tunnel(&self, bytes: u64) {
+        match self.direction {
+            Direction::Outbound => self.connection.add_sent(bytes),
+            Direction::Inbound => self.connection.add_received(bytes),
+        }
+    }
+}
+
+impl Edge<'_> {
+    fn key(&self) -> EdgeKey {
+        EdgeKey {
+            reporter: self.reporter,
+            source: party(self.source),
+            destination: self.destination.map_or_else(Party::unknown, party),
+            service: self.service.map_or_else(ServiceLabels::unknown, |name| ServiceLabels {
+                host: format!("{}.{}.svc.cluster.local", name.name(), name.namespace()).into(),
+                name: name.name().into(),
+                namespace: name.namespace().into(),
+            }),
+            security: Security::MutualTls,
+        }
+    }
+}
+
+fn party(workload: &Workload) -> Party {
+    Party {
+        workload: workload.owner.clone(),
+        namespace: workload.name.namespace().into(),
+        canonical_service: workload.owner.clone(),
+        principal: workload.identity.as_str().into(),
+    }
+}
