@@ -9,6 +9,7 @@
 //! app < bin`; `runtime` and `telemetry` are leaves that anyone may use and that use nobody; `cli` speaks to the
 //! daemon through its socket and uses `model`, `control` (to validate) and `admin`'s documents only.
 
+pub mod admin;
 pub mod balance;
 pub mod control;
 pub mod datapath;

@@ -1,0 +1,45 @@
+//! What the daemon answers when asked: versioned JSON on a local socket for the CLI; metrics, readiness and liveness on
+//! a TCP port. It reads snapshots only and changes nothing.
+
+pub mod documents;
+mod pages;
+mod rows;
+mod server;
+mod socket;
+
+pub use documents::DEFAULT_SOCKET;
+pub use server::{Config, Server};
+
+use crate::telemetry::Metrics;
+use crate::telemetry::live::Snapshot;
+use documents::{DiagnosticRow, LaneRow, ServiceRow, Status, WorkloadRow};
+use std::fmt;
+use std::sync::Arc;
+
+/// A question that another room answers. It is asked on a blocking thread, so it may do short system calls.
+pub type Ask<T> = Arc<dyn Fn() -> T + Send + Sync>;
+
+/// Everything that is shown, as the composition root wires it. Rows may come in any order.
+#[derive(Clone)]
+pub struct Sources {
+    pub metrics: Arc<Metrics>,
+    /// What readiness still waits for, one phrase each; empty once the daemon is ready.
+    pub not_ready: Ask<Vec<String>>,
+    /// `ready` and `not_ready` are filled in from the closure above.
+    pub status: Ask<Status>,
+    pub workloads: Ask<Vec<WorkloadRow>>,
+    pub services: Ask<Vec<ServiceRow>>,
+    /// At most that many connections: `LiveConnections::snapshot`.
+    pub connections: Arc<dyn Fn(usize) -> Snapshot + Send + Sync>,
+    pub lanes: Ask<Vec<LaneRow>>,
+    pub diagnostics: Ask<Vec<DiagnosticRow>>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

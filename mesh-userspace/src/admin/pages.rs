@@ -1,0 +1,39 @@
+//! The TCP port: what a scraper and a load balancer ask.
+
+use super::Sources;
+use super::rows::{ask, refused};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+pub(super) fn router(sources: Sources) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/readyz", get(readyz))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "try /metrics, /readyz or /healthz\n") })
+        .with_state(sources)
+}
+
+async fn metrics(State(sources): State<Sources>, headers: HeaderMap) -> Response {
+    let accept: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let accept = (!accept.is_empty()).then(|| accept.join(","));
+    let metrics = sources.metrics.clone();
+    match ask(move || metrics.encode(accept.as_deref())).await {
+        Ok((content_type, text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
+        Err(error) => refused(&error),
+    }
+}
+
+async fn readyz(State(sources): State<Sources>) -> Response {
+    match ask(move || (sources.not_ready)()).await {
+        Ok(reasons) if reasons.is_empty() => "ready\n".into_response(),
+        Ok(reasons) => {
+            let text: String = reasons.iter().map(|reason| format!("not ready: {reason}\n")).collect();
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+        Err(error) => refused(&error),
+    }
+}

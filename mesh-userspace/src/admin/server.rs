@@ -1,0 +1,152 @@
+//! The two listeners. Each serves a bounded number of connections and gives every request a bounded time, so that a
+//! stuck client cannot take the daemon's file descriptors.
+
+use super::Sources;
+use super::socket::{self, BoundSocket};
+use super::{pages, rows};
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// Connections at a time, each listener for itself.
+const CONNECTIONS: usize = 64;
+/// From accepting a connection, or from the last answer, to the end of the next request's head.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a connection may take in all. A scraper that keeps its connection open dials anew after it.
+const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
+/// After accept() failed for want of a resource.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The socket for the CLI.
+    pub socket: PathBuf,
+    /// Where `/metrics`, `/readyz` and `/healthz` answer.
+    pub listen: SocketAddr,
+}
+
+/// Both listeners, bound and not yet served.
+#[derive(Debug)]
+pub struct Server {
+    socket: BoundSocket,
+    unix: UnixListener,
+    tcp: TcpListener,
+}
+
+impl Server {
+    /// Binds both listeners. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// If the TCP address is taken, another daemon answers on the socket, or the socket's path cannot be used. The
+    /// error names the address or path.
+    pub fn bind(config: &Config) -> io::Result<Self> {
+        let tcp = std::net::TcpListener::bind(config.listen)
+            .and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener)
+            })
+            .map_err(|error| context(&error, &format!("metrics address {}", config.listen)))?;
+        let (listener, socket) = socket::bind(&config.socket)
+            .map_err(|error| context(&error, &format!("admin socket {}", config.socket.display())))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { socket, unix: UnixListener::from_std(listener)?, tcp })
+    }
+
+    /// Where metrics are served; the port is the real one where the configuration said 0.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn metrics_address(&self) -> io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+
+    #[must_use]
+    pub fn socket_path(&self) -> &Path {
+        self.socket.path()
+    }
+
+    /// Answers until `stop` is cancelled, lets requests that run finish, and removes the socket.
+    pub async fn serve(self, sources: Sources, stop: CancellationToken) {
+        let Self { socket, unix, tcp } = self;
+        let local = rows::router(sources.clone());
+        let public = pages::router(sources);
+        let on_socket = accept_loop(|| async { unix.accept().await.map(|(stream, _)| stream) }, local, &stop);
+        let on_port = accept_loop(|| async { tcp.accept().await.map(|(stream, _)| stream) }, public, &stop);
+        tokio::join!(on_socket, on_port);
+        drop(socket);
+    }
+}
+
+async fn accept_loop<S, A>(accept: impl Fn() -> A, router: Router, stop: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Future<Output = io::Result<S>>,
+{
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = async {
+                // No permit, no accept: further clients wait in the kernel's backlog, which is bounded too.
+                let permit = permits.clone().acquire_owned().await;
+                (accept().await, permit)
+            } => accepted,
+        };
+        match accepted {
+            (Ok(stream), Ok(permit)) => {
+                let router = router.clone();
+                let stop = stop.clone();
+                connections.spawn(async move {
+                    serve_connection(stream, router, stop).await;
+                    drop(permit);
+                });
+            }
+            (Ok(_), Err(_)) => break,
+            (Err(error), _) => {
+                tracing::warn!(%error, "an admin connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+async fn serve_connection<S>(stream: S, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = TowerToHyperService::new(router);
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(REQUEST_TIMEOUT, connection).await.unwrap_or(Ok(()))
+        }
+        () = tokio::time::sleep(CONNECTION_LIFETIME) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(REQUEST_TIMEOUT, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an admin connection broke off");
+    }
+}
+
+fn context(error: &io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}

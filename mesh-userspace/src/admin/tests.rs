@@ -1,0 +1,177 @@
+//! The server over real sockets, asked in plain HTTP.
+
+use super::documents::{Document, ErrorDocument, ServiceRow, Status, WorkloadRow};
+use super::*;
+use crate::telemetry::Build;
+use crate::telemetry::live::{Direction, Flow, LiveConnections};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+struct Running {
+    directory: tempfile::TempDir,
+    metrics: std::net::SocketAddr,
+    not_ready: Arc<Mutex<Vec<String>>>,
+    live: LiveConnections,
+    stop: CancellationToken,
+    served: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config { socket: directory.path().join("admin.sock"), listen: ([127, 0, 0, 1], 0).into() };
+        let server = Server::bind(&config).unwrap();
+        let metrics = server.metrics_address().unwrap();
+        let not_ready = Arc::new(Mutex::new(vec!["no catalog yet".to_owned(), "no identity yet".to_owned()]));
+        let live = LiveConnections::default();
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(server.serve(sources(&not_ready, &live), stop.clone()));
+        Self { directory, metrics, not_ready, live, stop, served }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("admin.sock")
+    }
+
+    async fn page(&self, path: &str, headers: &str) -> (u16, String, String) {
+        get(TcpStream::connect(self.metrics).await.unwrap(), path, headers).await
+    }
+
+    async fn document(&self, path: &str) -> (u16, String) {
+        let (status, head, body) = get(UnixStream::connect(self.socket()).await.unwrap(), path, "").await;
+        assert!(head.contains("content-type: application/json"), "{head}");
+        (status, body)
+    }
+}
+
+fn sources(not_ready: &Arc<Mutex<Vec<String>>>, live: &LiveConnections) -> Sources {
+    let (not_ready, live) = (not_ready.clone(), live.clone());
+    let service = |name: &str| ServiceRow { name: name.to_owned(), ..ServiceRow::default() };
+    Sources {
+        metrics: Arc::new(Metrics::new(Build { version: "0.1.0", abi: 1 })),
+        not_ready: Arc::new(move || not_ready.lock().unwrap().clone()),
+        status: Arc::new(|| Status { node: "n1".to_owned(), ..Status::default() }),
+        workloads: Arc::new(Vec::new),
+        services: Arc::new(move || vec![service("web"), service("cart")]),
+        connections: Arc::new(move |limit| live.snapshot(limit)),
+        lanes: Arc::new(|| panic!("a question that panics")),
+        diagnostics: Arc::new(Vec::new),
+    }
+}
+
+/// Status code, head, body.
+async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, headers: &str) -> (u16, String, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let running = Running::start();
+    let (status, head, body) = running.page("/metrics", "").await;
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    assert!(body.contains("\nnodemesh_build_info{version=\"0.1.0\",abi=\"1\"} 1\n"), "{body}");
+    assert!(body.contains("\nprocess_resident_memory_bytes "), "{body}");
+    let (_, head, body) = running.page("/metrics", "accept: application/openmetrics-text;version=1.0.0\r\n").await;
+    assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(body.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn readiness_says_what_is_missing() {
+    let running = Running::start();
+    assert_eq!(running.page("/healthz", "").await.0, 200, "it lives before it is ready");
+    let (status, _, body) = running.page("/readyz", "").await;
+    assert_eq!((status, body.as_str()), (503, "not ready: no catalog yet\nnot ready: no identity yet\n"));
+    let (_, body) = running.document("/v1/status").await;
+    let document: Document<Status> = serde_json::from_str(&body).unwrap();
+    assert!(!document.items[0].ready && document.items[0].not_ready.len() == 2);
+    running.not_ready.lock().unwrap().clear();
+    let (status, _, body) = running.page("/readyz", "").await;
+    assert_eq!((status, body.as_str()), (200, "ready\n"));
+    let (_, body) = running.document("/v1/status").await;
+    let document: Document<Status> = serde_json::from_str(&body).unwrap();
+    assert!(document.is_known() && document.items[0].ready && document.items[0].not_ready.is_empty());
+}
+
+#[tokio::test]
+async fn rows_are_sorted_and_an_empty_list_is_a_document() {
+    let running = Running::start();
+    let (status, body) = running.document("/v1/services").await;
+    let document: Document<ServiceRow> = serde_json::from_str(&body).unwrap();
+    let names: Vec<_> = document.items.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!((status, names), (200, vec!["cart", "web"]));
+    let (_, body) = running.document("/v1/workloads").await;
+    let document: Document<WorkloadRow> = serde_json::from_str(&body).unwrap();
+    assert!(document.is_known() && document.items.is_empty());
+}
+
+#[tokio::test]
+async fn connections_are_limited_and_counted() {
+    let running = Running::start();
+    let flow = |port| Flow::new(Direction::Inbound, ([10, 0, 0, 1], port).into(), ([10, 0, 0, 2], 80).into());
+    let _guards: Vec<_> = (1..=5).map(|port| running.live.insert(flow(port), Arc::default())).collect();
+    let (_, body) = running.document("/v1/connections?limit=2").await;
+    let document: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&document["total"], &document["kind"]), (&5.into(), &"ConnectionList".into()));
+    let sources: Vec<_> = document["items"].as_array().unwrap().iter().map(|row| row["source"].clone()).collect();
+    assert_eq!(sources, ["10.0.0.1:4", "10.0.0.1:5"]);
+}
+
+#[tokio::test]
+async fn what_is_not_there_and_what_fails_is_said_in_json() {
+    let running = Running::start();
+    let (status, body) = running.document("/v2/status").await;
+    let error: ErrorDocument = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, error.message.as_str()), (404, "there is no /v2/status"));
+    let (status, body) = running.document("/v1/lanes").await;
+    let error: ErrorDocument = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, error.kind.as_str()), (500, "Error"));
+    assert_eq!(running.page("/v1/status", "").await.0, 404, "the CLI's documents are not on the TCP port");
+}
+
+#[tokio::test]
+async fn idle_clients_do_not_keep_others_out_of_the_socket() {
+    let running = Running::start();
+    // Fewer than the bound: they cost a place each, and nothing else.
+    let mut idle = Vec::new();
+    for _ in 0..32 {
+        idle.push(UnixStream::connect(running.socket()).await.unwrap());
+    }
+    assert_eq!(running.document("/v1/status").await.0, 200);
+    assert_eq!(running.page("/healthz", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn stopping_closes_idle_connections_and_removes_the_socket() {
+    let running = Running::start();
+    let mut idle = TcpStream::connect(running.metrics).await.unwrap();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    let mut first = [0; 12];
+    idle.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    running.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(10), running.served).await.unwrap().unwrap();
+    assert!(!running.directory.path().join("admin.sock").exists());
+    assert!(TcpStream::connect(running.metrics).await.is_err());
+}
+
+#[tokio::test]
+async fn a_taken_address_is_named() {
+    let running = Running::start();
+    let config = Config { socket: running.directory.path().join("other.sock"), listen: running.metrics };
+    let error = Server::bind(&config).unwrap_err().to_string();
+    assert!(error.contains(&running.metrics.to_string()), "{error}");
+    let config = Config { socket: running.socket(), listen: ([127, 0, 0, 1], 0).into() };
+    let error = Server::bind(&config).unwrap_err().to_string();
+    assert!(error.contains("admin.sock") && error.contains("another daemon answers"), "{error}");
+}
