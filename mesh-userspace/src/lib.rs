@@ -11,6 +11,7 @@
 
 pub mod admin;
 pub mod balance;
+pub mod cli;
 pub mod control;
 pub mod datapath;
 pub mod engine;
