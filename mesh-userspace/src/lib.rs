@@ -10,8 +10,10 @@
 //! daemon through its socket and uses `model`, `control` (to validate) and `admin`'s documents only.
 
 pub mod admin;
+pub mod app;
 pub mod balance;
 pub mod cli;
+pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod engine;

@@ -1,0 +1,136 @@
+//! The composition root: configuration in, a bound daemon out, a running daemon until it is told to stop.
+
+mod cleanup;
+mod command;
+mod limits;
+mod reconcile;
+mod running;
+mod sources;
+mod workloads;
+
+pub use command::Command;
+pub use running::Running;
+
+use crate::config::Config;
+use crate::control::file::FileSource;
+use crate::datapath::Datapath;
+use crate::identity::Identities;
+use crate::model::{Catalog, Update};
+use crate::netns::Namespaces;
+use crate::proxy::{Context, LocalWorkloads};
+use crate::telemetry::catalog::CatalogMetrics;
+use crate::telemetry::flows::FlowMetrics;
+use crate::telemetry::live::LiveConnections;
+use crate::telemetry::tunnel::TunnelMetrics;
+use crate::telemetry::{Build, Metrics, Tls};
+use crate::tunnel::Tunnel;
+use crate::{admin, control, tunnel};
+use anyhow::{Context as _, Result, bail};
+use arc_swap::ArcSwap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
+
+/// Everything bound and loaded, nothing captured yet.
+pub struct App {
+    config: Config,
+    context: Arc<Context>,
+    metrics: Metrics,
+    identities: Identities,
+    catalog: watch::Receiver<control::Health>,
+    first: Catalog,
+    updates: mpsc::Receiver<Update>,
+    tunnel: tunnel::Server,
+    admin: admin::Server,
+    namespaces: Namespaces,
+    flows: FlowMetrics,
+    datapath: Datapath,
+}
+
+impl App {
+    /// Reads the catalog and the identities, binds every socket, loads the programs: last, so that whatever else
+    /// fails leaves nothing in the kernel.
+    ///
+    /// # Errors
+    /// Says which of these failed and how to mend it.
+    pub async fn bind(config: Config) -> Result<Self> {
+        limits::raise_descriptor_limit();
+        let mut metrics = Metrics::new(Build { version: env!("CARGO_PKG_VERSION"), abi: mesh_common::ABI_VERSION });
+        let admin = admin::Server::bind(&config.admin)?;
+        let catalog_metrics = CatalogMetrics::register(metrics.registry());
+        let (mut updates, catalog) = FileSource::spawn(&config.catalog, catalog_metrics)?;
+        let first = first_snapshot(&mut updates).await?;
+        let Some(mesh) = first.mesh.clone() else {
+            bail!(
+                "{}: no valid MeshConfig, so the trust domain is unknown; `nodemesh validate {}` says more",
+                config.catalog.display(),
+                config.catalog.display()
+            )
+        };
+        let identities = Identities::load(&config.identity, &mesh.trust_domain)?;
+        metrics.tls(offered_tls(&identities));
+        let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
+        let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
+            .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
+        let context = Arc::new(Context {
+            node: config.node.clone(),
+            snapshot: Arc::new(ArcSwap::default()),
+            locals: LocalWorkloads::default(),
+            tunnel: Tunnel::new(config.tunnel.clone(), identities.clone(), tunnel_metrics),
+            tunnel_port: config.tunnel_port,
+            connect_timeout: config.tunnel.connect_timeout,
+            metrics: metrics.connections().clone(),
+            live: LiveConnections::default(),
+            connections: TaskTracker::new(),
+        });
+        let namespaces = Namespaces::spawn().context("cannot start the thread that enters network namespaces")?;
+        let flows = FlowMetrics::register(metrics.registry());
+        let datapath = Datapath::load(&config.datapath).context("cannot load the eBPF programs")?;
+        sources::register_kernel(&mut metrics, datapath.counters(), &identities);
+        Ok(Self {
+            config,
+            context,
+            metrics,
+            identities,
+            catalog,
+            first,
+            updates,
+            tunnel,
+            admin,
+            namespaces,
+            flows,
+            datapath,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains and removes everything it made in the kernel.
+    ///
+    /// # Errors
+    /// If a part of the daemon ended unasked. What can be removed is removed first.
+    pub async fn run(self) -> Result<()> {
+        let mut running = self.start()?;
+        let outcome = running.until_told().await;
+        running.drain().await?;
+        outcome
+    }
+}
+
+/// What this daemon offers in handshakes, in its order of preference.
+fn offered_tls(identities: &Identities) -> Tls {
+    let provider = identities.server_config().crypto_provider().clone();
+    let groups: Vec<_> = provider.kx_groups.iter().map(|group| format!("{:?}", group.name())).collect();
+    let suites: Vec<_> = provider
+        .cipher_suites
+        .iter()
+        .filter(|suite| suite.tls13().is_some())
+        .map(|suite| format!("{:?}", suite.suite()))
+        .collect();
+    Tls { kx: groups.join(","), suite: suites.join(","), provider: "aws-lc-rs".to_owned(), fips: provider.fips() }
+}
+
+async fn first_snapshot(updates: &mut mpsc::Receiver<Update>) -> Result<Catalog> {
+    match updates.recv().await.context("the catalog source ended before its first snapshot")? {
+        Update::Snapshot(catalog) => Ok(catalog),
+        Update::Upsert(_) | Update::Remove(_) => bail!("the catalog source sent a delta before its snapshot"),
+    }
+}

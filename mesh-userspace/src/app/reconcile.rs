@@ -1,0 +1,165 @@
+//! The one task that writes: updates go through the engine, their difference through the datapath, and workloads of
+//! this node are armed and disarmed in the order that leaves no gap.
+
+use super::workloads::Workloads;
+use crate::datapath::Datapath;
+use crate::engine::{Engine, Tables, diff};
+use crate::model::{Catalog, Object, ObjectKey, Update, WorkloadUid};
+use crate::proxy;
+use crate::runtime::{Blocker, Ready};
+use anyhow::{Context as _, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// How often namespaces of armed workloads are checked and failed ones are tried again.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What the reconciler reports about the workloads of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    /// Updates applied so far.
+    pub(super) generation: u64,
+    pub(super) armed: BTreeSet<WorkloadUid>,
+    /// Workloads that could not be armed, and why.
+    pub(super) failed: BTreeMap<WorkloadUid, String>,
+}
+
+/// Owns the datapath while the daemon runs.
+pub(super) struct Reconciler {
+    pub(super) engine: Engine,
+    pub(super) datapath: Datapath,
+    pub(super) workloads: Workloads,
+    pub(super) context: Arc<proxy::Context>,
+    pub(super) report: watch::Sender<Report>,
+    pub(super) ready: Ready,
+    /// Holds readiness back while the catalog is not applied.
+    pub(super) blocked: Option<Blocker>,
+    /// Workloads that have ended since the last change was applied.
+    pub(super) ended: Vec<WorkloadUid>,
+}
+
+impl Reconciler {
+    /// Applies updates until `release` (capture stops, connections go on), then waits for `disarm` and gives the
+    /// datapath back, disarmed.
+    ///
+    /// # Errors
+    /// If the catalog source ends or the kernel's tables cannot be written.
+    pub(super) async fn run(
+        mut self,
+        first: Catalog,
+        mut updates: mpsc::Receiver<Update>,
+        release: CancellationToken,
+        disarm: oneshot::Receiver<()>,
+    ) -> Result<Datapath> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut current = Tables::default();
+        self.engine.handle_update(Update::Snapshot(first), Instant::now());
+        self.apply(&mut current).await?;
+        self.datapath.settle().context("cannot remove what a predecessor left")?;
+        self.blocked = None;
+        tracing::info!("ready");
+        loop {
+            tokio::select! {
+                () = release.cancelled() => break,
+                update = updates.recv() => {
+                    let update = update.context("the catalog source ended")?;
+                    self.accept(update);
+                    // Updates that have piled up become one difference.
+                    while let Ok(update) = updates.try_recv() {
+                        self.accept(update);
+                    }
+                    self.apply_or_retry(&mut current).await;
+                }
+                _ = tick.tick() => {
+                    if self.blocked.is_some() {
+                        self.apply_or_retry(&mut current).await;
+                    }
+                    self.tend().await;
+                }
+            }
+        }
+        self.workloads.release_all(&mut self.datapath);
+        // A dropped sender means the same: end.
+        let _ = disarm.await;
+        self.workloads.disarm_all(&mut self.datapath).await;
+        Ok(self.datapath)
+    }
+
+    /// Hands an update to the engine, and notes the workload that it ends: connections to it end with it, whatever
+    /// answers at its address next.
+    fn accept(&mut self, update: Update) {
+        let (name, next) = match &update {
+            Update::Upsert(Object::Workload(workload)) => (Some(&workload.name), Some(&workload.uid)),
+            Update::Remove(ObjectKey::Workload(name)) => (Some(name), None),
+            _ => (None, None),
+        };
+        let known = name.and_then(|name| self.engine.desired().snapshot.workload(name));
+        let ended = known.map(|workload| workload.uid.clone()).filter(|uid| Some(uid) != next);
+        self.ended.extend(ended);
+        self.engine.handle_update(update, Instant::now());
+    }
+
+    /// Applies; what cannot be applied (a table is full) is reported and tried again, and what is in force stays.
+    async fn apply_or_retry(&mut self, current: &mut Tables) {
+        match self.apply(current).await {
+            Ok(()) => self.blocked = None,
+            Err(error) => {
+                if self.blocked.is_none() {
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "cannot apply a change of the catalog; will try again"
+                    );
+                }
+                self.blocked =
+                    Some(self.ready.block("a change of the catalog cannot be written to the kernel's tables"));
+            }
+        }
+    }
+
+    async fn apply(&mut self, current: &mut Tables) -> Result<()> {
+        let desired = self.engine.desired().clone();
+        warn_of_another_trust_domain(current, &desired);
+        // The proxy must know a destination before the kernel sends connections for it.
+        self.context.snapshot.store(desired.snapshot.clone());
+        self.workloads.disarm_outdated(&desired.local, &mut self.datapath).await;
+        self.datapath.apply(&diff(current, &desired)).context("cannot write the kernel's tables")?;
+        self.workloads.want(desired.local.clone());
+        *current = desired;
+        for uid in self.ended.drain(..) {
+            self.context.tunnel.forget(&uid);
+        }
+        self.tend().await;
+        Ok(())
+    }
+
+    /// Arms what should be armed and is not; disarms what has lost its namespace.
+    async fn tend(&mut self) {
+        self.workloads.disarm_vanished(&mut self.datapath).await;
+        let failed = self.workloads.arm_missing(&mut self.datapath).await;
+        let armed: BTreeSet<WorkloadUid> = self.workloads.armed().collect();
+        let generation = self.engine.generation();
+        self.report.send_if_modified(|report| {
+            let next = Report { generation, armed, failed };
+            let changed = *report != next;
+            *report = next;
+            changed
+        });
+    }
+}
+
+/// The daemon's certificates belong to the trust domain it started with.
+fn warn_of_another_trust_domain(current: &Tables, desired: &Tables) {
+    if let (Some(old), Some(new)) = (&current.snapshot.mesh, &desired.snapshot.mesh)
+        && old.trust_domain != new.trust_domain
+    {
+        tracing::error!(
+            old = %old.trust_domain, new = %new.trust_domain,
+            "MeshConfig names another trust domain: connections fail until the daemon is restarted with identities of it"
+        );
+    }
+}

@@ -1,0 +1,214 @@
+//! The running daemon: its tasks, and the order in which it ends.
+
+use super::reconcile::{Reconciler, Report};
+use super::workloads::Workloads;
+use super::{App, sources};
+use crate::datapath::Datapath;
+use crate::engine::Engine;
+use crate::identity::Identities;
+use crate::proxy::{Context, Inbound};
+use crate::runtime::{Ready, Tasks};
+use anyhow::{Context as _, Result, anyhow, bail};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The heartbeat is written this many times within its timeout.
+const BEATS_PER_TIMEOUT: u32 = 5;
+/// How often idle metric series are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_mins(1);
+
+/// A daemon that serves. [`Running::drain`] ends it.
+pub struct Running {
+    context: Arc<Context>,
+    tasks: Tasks,
+    reconciler: JoinHandle<Result<Datapath>>,
+    /// Capture stops; connections go on.
+    release: CancellationToken,
+    /// Everything is disarmed.
+    disarm: oneshot::Sender<()>,
+    admin: JoinHandle<()>,
+    stop_admin: CancellationToken,
+    ready: Ready,
+    drain: Duration,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    identities: Identities,
+}
+
+impl App {
+    /// Starts every task.
+    ///
+    /// # Errors
+    /// If signals cannot be listened to or the event buffer cannot be read.
+    pub fn start(mut self) -> Result<Running> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let hangup = signal(SignalKind::hangup())?;
+        let identities = self.identities.clone();
+        let ready = Ready::default();
+        let release = CancellationToken::new();
+        let (report, reports) = watch::channel(Report::default());
+        let mut tasks = Tasks::new(CancellationToken::new());
+        self.spawn_upkeep(&mut tasks)?;
+
+        let mark = self.config.datapath.mark;
+        let inbound = Inbound {
+            context: self.context.clone(),
+            namespaces: self.namespaces.clone(),
+            bypass: self.datapath.bypass(),
+            mark,
+            draining: release.clone(),
+        };
+        tasks.spawn("inbound", inbound.serve(self.tunnel));
+
+        let wiring = sources::Wiring {
+            context: self.context.clone(),
+            metrics: Arc::new(self.metrics),
+            identities: self.identities,
+            catalog: self.catalog,
+            reports: reports.clone(),
+            ready: ready.clone(),
+            counters: self.datapath.counters(),
+            started: Instant::now(),
+        };
+        let stop_admin = CancellationToken::new();
+        let admin = tokio::spawn(self.admin.serve(wiring.sources(), stop_admin.clone()));
+
+        let tuples = self.datapath.tuples();
+        let outbound_port = self.config.datapath.outbound_port;
+        let reconciler = Reconciler {
+            engine: Engine::new(self.config.node.clone()),
+            datapath: self.datapath,
+            workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, outbound_port, mark),
+            context: self.context.clone(),
+            report,
+            ready: ready.clone(),
+            blocked: Some(ready.block("the catalog is not applied yet")),
+            ended: Vec::new(),
+        };
+        let (disarm, disarmed) = oneshot::channel();
+        let reconciler = tokio::spawn(reconciler.run(self.first, self.updates, release.clone(), disarmed));
+        tracing::info!(node = %self.config.node, "started");
+        Ok(Running {
+            context: self.context,
+            tasks,
+            reconciler,
+            release,
+            disarm,
+            admin,
+            stop_admin,
+            ready,
+            drain: self.config.drain,
+            terminate,
+            interrupt,
+            hangup,
+            identities,
+        })
+    }
+
+    fn spawn_upkeep(&mut self, tasks: &mut Tasks) -> Result<()> {
+        let heartbeat = self.datapath.heartbeat();
+        let beat = self.config.datapath.heartbeat_timeout / BEATS_PER_TIMEOUT;
+        tasks.spawn("heartbeat", async move {
+            let mut interval = tokio::time::interval(beat);
+            loop {
+                interval.tick().await;
+                heartbeat.beat().context("cannot write the heartbeat")?;
+            }
+        });
+        let (mut events, flows) = (self.datapath.events()?, self.flows.clone());
+        tasks.spawn("events", async move {
+            loop {
+                let record = events.next().await.context("cannot read the event buffer")?;
+                flows.closed(record.srtt_us(), record.retransmits());
+            }
+        });
+        if let Some(log) = self.datapath.kernel_log()? {
+            tasks.spawn("kernel log", async move { log.await.context("cannot read the programs' log") });
+        }
+        let namespaces = self.namespaces.clone();
+        tasks.spawn("netns", async move {
+            namespaces.died().await;
+            bail!("the thread that enters network namespaces has died")
+        });
+        let connections = self.context.metrics.clone();
+        tasks.spawn("expiry", async move {
+            let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
+            loop {
+                interval.tick().await;
+                connections.expire(Instant::now());
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Running {
+    /// Waits for SIGTERM or SIGINT; SIGHUP reads the identities anew.
+    ///
+    /// # Errors
+    /// If a part of the daemon ends first.
+    pub async fn until_told(&mut self) -> Result<()> {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return Ok(()),
+                _ = self.interrupt.recv() => return Ok(()),
+                _ = self.hangup.recv() => self.reload_identities(),
+                exit = self.tasks.unasked_exit() => {
+                    return Err(exit.cause.context(format!("the task {:?} ended unasked", exit.task)));
+                }
+                outcome = &mut self.reconciler => return Err(match outcome {
+                    Ok(Ok(_)) => anyhow!("the reconciler ended unasked"),
+                    Ok(Err(error)) => error.context("the reconciler failed"),
+                    Err(panic) => panic.into(),
+                }),
+            }
+        }
+    }
+
+    /// New handshakes use the new certificates; connections that exist go on. On an error the old ones stay.
+    fn reload_identities(&self) {
+        match self.identities.reload() {
+            Ok(()) => tracing::info!(certificates = self.identities.certificates().len(), "identities read anew"),
+            Err(error) => tracing::error!(%error, "cannot read the identities anew; the old ones stay in use"),
+        }
+    }
+
+    /// Stops capture, lets connections end for the configured time, disarms, and unloads. A second signal cuts the
+    /// waiting short.
+    ///
+    /// # Errors
+    /// If something that the daemon made in the kernel could not be removed.
+    pub async fn drain(mut self) -> Result<()> {
+        let _draining = self.ready.block("draining");
+        self.release.cancel();
+        self.context.connections.close();
+        tracing::info!(connections = self.context.connections.len(), deadline = ?self.drain, "draining");
+        tokio::select! {
+            () = self.context.connections.wait() => {}
+            () = tokio::time::sleep(self.drain) => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        tracing::info!(cut = self.context.connections.len(), "drained");
+        let datapath = if self.reconciler.is_finished() {
+            None
+        } else {
+            // A reconciler that has ended meanwhile needs no telling.
+            let _ = self.disarm.send(());
+            self.reconciler.await.ok().and_then(Result::ok)
+        };
+        self.tasks.stop().await;
+        self.stop_admin.cancel();
+        self.admin.await.context("the admin server panicked")?;
+        match datapath {
+            Some(datapath) => datapath.unload().context("cannot remove what the daemon made in the kernel"),
+            // Its drop has happened in the reconciler; the pins that stay are adopted by the next start.
+            None => Ok(()),
+        }
+    }
+}

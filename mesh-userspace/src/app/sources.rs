@@ -1,0 +1,274 @@
+//! What the admin interface and the scrape show, gathered from the rooms that know it.
+
+use super::reconcile::Report;
+use crate::admin::documents::{
+    CertificateRow, ConfigStatus, ConnectionCounts, DiagnosticRow, EndpointCounts, LaneRow, MapRow, OutcomeRow,
+    ServiceRow, Status, WorkloadCounts, WorkloadRow,
+};
+use crate::admin::{self, Ask};
+use crate::control::{Diagnostic, Health, Severity};
+use crate::datapath::Counters;
+use crate::identity::Identities;
+use crate::model::{Mode, Protocol, Service, Workload};
+use crate::proxy::Context;
+use crate::runtime::Ready;
+use crate::telemetry::datapath::{Expiry, Lost, MapSize, OutcomeCount, Sources};
+use crate::telemetry::{self, Metrics};
+use crate::tunnel::LaneStatus;
+use mesh_common::outcome::Outcome;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// Everything the admin interface reads.
+#[derive(Clone)]
+pub(super) struct Wiring {
+    pub(super) context: Arc<Context>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) identities: Identities,
+    pub(super) catalog: watch::Receiver<Health>,
+    pub(super) reports: watch::Receiver<Report>,
+    pub(super) ready: Ready,
+    pub(super) counters: Counters,
+    pub(super) started: Instant,
+}
+
+/// Adds the kernel's counters and the certificates' expiry to the scrape.
+pub(super) fn register_kernel(metrics: &mut Metrics, counters: Counters, identities: &Identities) {
+    let (outcomes, maps, lost) = (counters.clone(), counters.clone(), counters);
+    let identities = identities.clone();
+    let sources = Sources {
+        outcomes: Box::new(move || {
+            let counts = outcomes.outcomes().into_iter();
+            counts
+                .map(|(outcome, count)| OutcomeCount {
+                    hook: outcome.hook(),
+                    reason: outcome.reason(),
+                    verdict: outcome.verdict(),
+                    count,
+                })
+                .collect()
+        }),
+        maps: Box::new(move || {
+            let usage = maps.map_usage().into_iter();
+            usage
+                .map(|map| MapSize {
+                    name: map.name.to_owned(),
+                    entries: map.entries,
+                    capacity: map.capacity,
+                    bytes: map.bytes,
+                })
+                .collect()
+        }),
+        lost: Box::new(move || {
+            let counts = lost.outcomes().into_iter();
+            counts
+                .filter(|(outcome, _)| *outcome == Outcome::EventLost)
+                .map(|(_, count)| Lost { source: "close_records", count })
+                .collect()
+        }),
+        certificates: Box::new(move || {
+            let certificates = identities.certificates().into_iter();
+            certificates
+                .map(|certificate| Expiry {
+                    identity: certificate.id.to_string(),
+                    not_after: certificate.not_after.into(),
+                })
+                .collect()
+        }),
+    };
+    telemetry::datapath::register(metrics.registry(), sources);
+}
+
+impl Wiring {
+    pub(super) fn sources(self) -> admin::Sources {
+        let metrics = self.metrics.clone();
+        let wiring = Arc::new(self);
+        admin::Sources {
+            metrics,
+            not_ready: wiring.ask(|wiring| wiring.ready.outstanding().into_iter().map(str::to_owned).collect()),
+            status: wiring.ask(Self::status),
+            workloads: wiring.ask(Self::workloads),
+            services: wiring.ask(Self::services),
+            connections: {
+                let wiring = wiring.clone();
+                Arc::new(move |limit| wiring.context.live.snapshot(limit))
+            },
+            lanes: wiring.ask(|wiring| wiring.context.tunnel.lanes().iter().map(lane).collect()),
+            diagnostics: wiring.ask(|wiring| wiring.catalog.borrow().diagnostics.iter().map(diagnostic).collect()),
+        }
+    }
+
+    fn ask<T: 'static>(self: &Arc<Self>, answer: impl Fn(&Self) -> T + Send + Sync + 'static) -> Ask<T> {
+        let wiring = self.clone();
+        Arc::new(move || answer(&wiring))
+    }
+
+    fn status(&self) -> Status {
+        let totals = self.context.metrics.totals();
+        let report = self.reports.borrow().clone();
+        let local = self.context.snapshot.load().workloads().values().filter(|w| w.node == self.context.node).count();
+        let health = self.catalog.borrow();
+        let errors = health.diagnostics.iter().filter(|finding| finding.severity == Severity::Error).count();
+        Status {
+            node: self.context.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: mesh_common::ABI_VERSION,
+            uptime_seconds: self.started.elapsed().as_secs(),
+            config: ConfigStatus {
+                generation: report.generation,
+                objects: health.objects.iter().map(|(kind, count)| ((*kind).to_owned(), *count as u64)).collect(),
+                errors: errors as u64,
+            },
+            workloads: WorkloadCounts {
+                local: local as u64,
+                armed: report.armed.len() as u64,
+                failed: report.failed.len() as u64,
+            },
+            connections: ConnectionCounts {
+                active: totals.active,
+                opened: totals.opened,
+                closed: totals.closed,
+                failed: totals.failed,
+                bytes_sent: totals.sent,
+                bytes_received: totals.received,
+            },
+            lanes: self.context.tunnel.lanes().len() as u64,
+            certificates: self.certificates(),
+            outcomes: self.outcomes(),
+            maps: self.maps(),
+            ..Status::default()
+        }
+    }
+
+    fn certificates(&self) -> Vec<CertificateRow> {
+        let certificates = self.identities.certificates().into_iter();
+        certificates.map(|c| CertificateRow::new(c.id.to_string(), c.serial, c.not_after.into())).collect()
+    }
+
+    fn outcomes(&self) -> Vec<OutcomeRow> {
+        let counts = self.counters.outcomes().into_iter();
+        counts
+            .map(|(outcome, count)| OutcomeRow {
+                hook: outcome.hook().to_owned(),
+                verdict: outcome.verdict().to_owned(),
+                reason: outcome.reason().to_owned(),
+                count,
+            })
+            .collect()
+    }
+
+    fn maps(&self) -> Vec<MapRow> {
+        let usage = self.counters.map_usage().into_iter();
+        usage
+            .map(|map| MapRow {
+                name: map.name.to_owned(),
+                entries: map.entries,
+                capacity: map.capacity,
+                bytes: map.bytes,
+            })
+            .collect()
+    }
+
+    fn workloads(&self) -> Vec<WorkloadRow> {
+        let report = self.reports.borrow().clone();
+        let snapshot = self.context.snapshot.load();
+        snapshot.workloads().values().map(|workload| self.workload(workload, &report)).collect()
+    }
+
+    fn workload(&self, workload: &Workload, report: &Report) -> WorkloadRow {
+        let reason = report.failed.get(&workload.uid).cloned();
+        let state = match () {
+            () if workload.node != self.context.node => "remote",
+            () if workload.mode == Mode::Disabled => "disabled",
+            () if report.armed.contains(&workload.uid) => "armed",
+            () if reason.is_some() => "failed",
+            () => "pending",
+        };
+        WorkloadRow {
+            namespace: workload.name.namespace().to_owned(),
+            name: workload.name.name().to_owned(),
+            node: workload.node.to_string(),
+            addresses: workload.addresses.iter().map(ToString::to_string).collect(),
+            mode: match workload.mode {
+                Mode::Disabled => "disabled",
+                Mode::Permissive => "permissive",
+                Mode::Strict => "strict",
+            }
+            .to_owned(),
+            identity: workload.identity.to_string(),
+            state: state.to_owned(),
+            reason,
+        }
+    }
+
+    fn services(&self) -> Vec<ServiceRow> {
+        let snapshot = self.context.snapshot.load();
+        snapshot
+            .services()
+            .values()
+            .map(|service| {
+                let mut members: Vec<_> = snapshot
+                    .frontends()
+                    .values()
+                    .filter(|frontend| frontend.service.name == service.name)
+                    .flat_map(|frontend| frontend.endpoints.iter())
+                    .map(|endpoint| (endpoint.workload.uid.clone(), endpoint.workload.node == self.context.node))
+                    .collect();
+                members.sort();
+                members.dedup();
+                let local = members.iter().filter(|(_, is_local)| *is_local).count() as u64;
+                service_row(service, EndpointCounts { total: members.len() as u64, local })
+            })
+            .collect()
+    }
+}
+
+fn service_row(service: &Service, endpoints: EndpointCounts) -> ServiceRow {
+    let port = |port: &crate::model::ServicePort| {
+        let protocol = match port.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        };
+        match &*port.name {
+            "" => format!("{}/{protocol}", port.port),
+            name => format!("{name}:{}/{protocol}", port.port),
+        }
+    };
+    ServiceRow {
+        namespace: service.name.namespace().to_owned(),
+        name: service.name.name().to_owned(),
+        vips: service.vips.iter().map(ToString::to_string).collect(),
+        ports: service.ports.iter().map(port).collect(),
+        endpoints,
+    }
+}
+
+fn lane(status: &LaneStatus) -> LaneRow {
+    LaneRow {
+        transport: status.transport.to_owned(),
+        class: status.kind.to_owned(),
+        node: status.peer.node.to_string(),
+        address: status.peer.address.to_string(),
+        source_identity: status.peer.source.to_string(),
+        destination_identity: status.peer.destination.to_string(),
+        streams: status.streams as u64,
+        age_seconds: status.age.as_secs_f64(),
+        draining: status.is_draining,
+        group: status.tls.group.clone(),
+        suite: status.tls.suite.clone(),
+    }
+}
+
+fn diagnostic(finding: &Diagnostic) -> DiagnosticRow {
+    DiagnosticRow {
+        file: finding.file.clone(),
+        line: finding.line,
+        column: finding.column,
+        code: finding.code.to_string(),
+        severity: finding.severity.as_str().to_owned(),
+        object: finding.object.clone(),
+        message: finding.message.clone(),
+        help: finding.help.clone(),
+    }
+}

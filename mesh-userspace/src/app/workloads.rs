@@ -1,0 +1,242 @@
+//! Arming and disarming the workloads of this node.
+//!
+//! Arm: namespace, listeners, routing for client addresses, guard (sk_lookup), capture last. Disarm: the reverse,
+//! capture first. The modes of its ports are in the kernel before a workload is armed and stay until it is disarmed.
+
+use crate::datapath::{Datapath, Tuples};
+use crate::model::{Workload, WorkloadUid};
+use crate::netns::{Namespace, Namespaces};
+use crate::proxy::{Context, LocalWorkload, Outbound};
+use anyhow::{Context as _, Result, bail};
+use mesh_common::Ip;
+use mesh_common::service::Pod;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// A workload whose traffic is captured.
+struct Armed {
+    local: Arc<LocalWorkload>,
+    listeners: JoinSet<()>,
+}
+
+/// Desired and armed workloads of this node.
+pub(super) struct Workloads {
+    context: Arc<Context>,
+    namespaces: Namespaces,
+    tuples: Tuples,
+    outbound_port: u16,
+    mark: u32,
+    desired: Arc<BTreeMap<WorkloadUid, Arc<Workload>>>,
+    armed: BTreeMap<WorkloadUid, Armed>,
+    next_index: u32,
+}
+
+impl Workloads {
+    pub(super) fn new(
+        context: Arc<Context>,
+        namespaces: Namespaces,
+        tuples: Tuples,
+        outbound_port: u16,
+        mark: u32,
+    ) -> Self {
+        Self {
+            context,
+            namespaces,
+            tuples,
+            outbound_port,
+            mark,
+            desired: Arc::default(),
+            armed: BTreeMap::new(),
+            next_index: 1,
+        }
+    }
+
+    /// What is armed now.
+    pub(super) fn armed(&self) -> impl Iterator<Item = WorkloadUid> {
+        self.armed.keys().cloned()
+    }
+
+    /// Sets what should be armed.
+    pub(super) fn want(&mut self, desired: Arc<BTreeMap<WorkloadUid, Arc<Workload>>>) {
+        self.desired = desired;
+    }
+
+    /// Disarms what is no longer desired as it was armed.
+    pub(super) async fn disarm_outdated(
+        &mut self,
+        desired: &BTreeMap<WorkloadUid, Arc<Workload>>,
+        datapath: &mut Datapath,
+    ) {
+        let outdated = self
+            .armed
+            .iter()
+            .filter(|(uid, armed)| {
+                desired.get(uid).is_none_or(|workload| needs_rearming(&armed.local.workload, workload))
+            })
+            .map(|(uid, _)| uid.clone())
+            .collect::<Vec<_>>();
+        for uid in outdated {
+            self.disarm(&uid, datapath).await;
+        }
+    }
+
+    /// Disarms workloads whose namespace is gone from its path, or another one: holding it would keep it alive.
+    pub(super) async fn disarm_vanished(&mut self, datapath: &mut Datapath) {
+        let vanished: Vec<_> = self
+            .armed
+            .iter()
+            .filter(|(_, armed)| !armed.local.namespace.is_still_at_its_path())
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in vanished {
+            tracing::info!(workload = %uid, "the network namespace is gone");
+            self.disarm(&uid, datapath).await;
+        }
+    }
+
+    /// Stops capture everywhere; connections that exist go on.
+    pub(super) fn release_all(&mut self, datapath: &mut Datapath) {
+        for armed in self.armed.values() {
+            if let Err(error) = datapath.disarm_pod(armed.local.namespace.cookie()) {
+                tracing::warn!(workload = %armed.local.workload.name, %error, "cannot stop capture");
+            }
+        }
+    }
+
+    /// Disarms everything.
+    pub(super) async fn disarm_all(&mut self, datapath: &mut Datapath) {
+        let all: Vec<_> = self.armed.keys().cloned().collect();
+        for uid in all {
+            self.disarm(&uid, datapath).await;
+        }
+    }
+
+    /// Arms what is desired and not armed; returns what could not be, and why.
+    pub(super) async fn arm_missing(&mut self, datapath: &mut Datapath) -> BTreeMap<WorkloadUid, String> {
+        let mut failed = BTreeMap::new();
+        let missing: Vec<_> =
+            self.desired.values().filter(|workload| !self.armed.contains_key(&workload.uid)).cloned().collect();
+        for workload in missing {
+            match self.arm(workload.clone(), datapath).await {
+                Ok(armed) => {
+                    tracing::info!(workload = %workload.name, mode = ?workload.mode, "armed");
+                    self.armed.insert(workload.uid.clone(), armed);
+                }
+                Err(error) => {
+                    tracing::debug!(workload = %workload.name, error = format!("{error:#}"), "cannot arm; will try again");
+                    failed.insert(workload.uid.clone(), format!("{error:#}"));
+                }
+            }
+        }
+        failed
+    }
+
+    async fn arm(&mut self, workload: Arc<Workload>, datapath: &mut Datapath) -> Result<Armed> {
+        let path = workload.netns.as_deref().context("the WorkloadEntry has no spec.netns")?;
+        let namespace = self
+            .namespaces
+            .open(path)
+            .await
+            .with_context(|| format!("cannot open the network namespace {}", path.display()))?;
+        if let Some(other) = self.armed.values().find(|armed| armed.local.namespace.cookie() == namespace.cookie()) {
+            bail!(
+                "{} is the network namespace of {} too: give each workload its own",
+                path.display(),
+                other.local.workload.name
+            );
+        }
+        let bound = self.listen(&namespace, &workload).await?;
+        self.namespaces.prepare(&namespace).await.context("cannot prepare routing for client addresses")?;
+        let local = Arc::new(LocalWorkload { workload, namespace, removed: CancellationToken::new() });
+        if let Err(error) = self.engage(&local, datapath) {
+            let cleaned = self.namespaces.restore(&local.namespace).await;
+            if let Err(cleanup) = cleaned {
+                tracing::warn!(workload = %local.workload.name, %cleanup, "cannot remove routing for client addresses");
+            }
+            return Err(error);
+        }
+        let mut listeners = JoinSet::new();
+        for listener in bound {
+            let outbound =
+                Outbound { context: self.context.clone(), local: local.clone(), tuples: self.tuples.clone() };
+            listeners.spawn(outbound.serve(listener));
+        }
+        Ok(Armed { local, listeners })
+    }
+
+    async fn listen(&self, namespace: &Namespace, workload: &Workload) -> Result<Vec<TcpListener>> {
+        let mut bound = Vec::new();
+        for address in &workload.addresses {
+            let address = SocketAddr::new(*address, self.outbound_port);
+            let listening = self.namespaces.listen(namespace, address, self.mark).await;
+            let listener =
+                listening.with_context(|| format!("cannot listen on {address} in the workload's namespace"))?;
+            bound.push(TcpListener::from_std(listener)?);
+        }
+        Ok(bound)
+    }
+
+    /// The steps that show: the guard, the inbound side's table, and capture last.
+    fn engage(&mut self, local: &Arc<LocalWorkload>, datapath: &mut Datapath) -> Result<()> {
+        let workload = &local.workload;
+        datapath
+            .attach_netns(workload.uid.as_str(), local.namespace.as_fd())
+            .context("cannot attach to the workload's network namespace")?;
+        self.context.locals.insert(local);
+        let pod = self.pod(workload);
+        if let Err(error) = datapath.arm_pod(local.namespace.cookie(), pod) {
+            self.context.locals.remove(local);
+            datapath.detach_netns(workload.uid.as_str()).ok();
+            return Err(error).context("cannot arm capture");
+        }
+        Ok(())
+    }
+
+    fn pod(&mut self, workload: &Workload) -> Pod {
+        let of_family = |v4: bool| {
+            workload.addresses.iter().find(|address| address.is_ipv4() == v4).map_or(Ip::UNSPECIFIED, |a| Ip::from(*a))
+        };
+        let index = self.next_index;
+        self.next_index = self.next_index.wrapping_add(1).max(1);
+        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), 0)
+    }
+
+    async fn disarm(&mut self, uid: &WorkloadUid, datapath: &mut Datapath) {
+        let Some(mut armed) = self.armed.remove(uid) else { return };
+        let local = armed.local;
+        let warn = |step: &str, error: &dyn std::fmt::Display| {
+            tracing::warn!(workload = %local.workload.name, %error, "while disarming: {step}");
+        };
+        if let Err(error) = datapath.disarm_pod(local.namespace.cookie()) {
+            warn("stop capture", &error);
+        }
+        self.context.locals.remove(&local);
+        if let Err(error) = datapath.detach_netns(uid.as_str()) {
+            warn("detach from the network namespace", &error);
+        }
+        if let Err(error) = self.namespaces.restore(&local.namespace).await {
+            warn("remove routing for client addresses", &error);
+        }
+        self.context.tunnel.forget(uid);
+        local.removed.cancel();
+        // The listeners' tasks own the descriptors that keep the namespace alive.
+        while armed.listeners.join_next().await.is_some() {}
+        tracing::info!(workload = %local.workload.name, "disarmed");
+    }
+}
+
+/// Whether a change of a workload reaches what arming set up. Labels, weight, modes and ports live in tables: changing
+/// them cuts no connection.
+fn needs_rearming(armed: &Workload, desired: &Workload) -> bool {
+    let shape = |workload: &Workload| {
+        let mut addresses: Vec<IpAddr> = workload.addresses.clone();
+        addresses.sort();
+        (addresses, workload.netns.clone(), workload.identity.clone(), workload.name.clone())
+    };
+    shape(armed) != shape(desired)
+}

@@ -1,0 +1,264 @@
+//! The daemon's settings: a YAML file becomes a checked [`Config`], and nothing else reads files, arguments or the
+//! environment for settings.
+
+use crate::model::NodeName;
+use crate::telemetry::logging::{Filter, Format};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Everything `nodemeshd run` needs, valid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node: NodeName,
+    pub catalog: PathBuf,
+    pub identity: PathBuf,
+    pub tunnel: crate::tunnel::Config,
+    /// Port of every node's tunnel: the one this node listens on.
+    pub tunnel_port: u16,
+    pub datapath: crate::datapath::Config,
+    pub admin: crate::admin::Config,
+    pub log: Log,
+    /// How long SIGTERM waits for connections to end by themselves.
+    pub drain: Duration,
+}
+
+/// What goes to standard error.
+#[derive(Clone, Debug)]
+pub struct Log {
+    pub filter: String,
+    pub format: Format,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawConfig {
+    node: String,
+    cgroup: PathBuf,
+    catalog: RawDirectory,
+    identity: RawDirectory,
+    tunnel: RawTunnel,
+    #[serde(default)]
+    datapath: RawDatapath,
+    #[serde(default)]
+    admin: RawAdmin,
+    #[serde(default)]
+    log: RawLog,
+    #[serde(default = "default_drain")]
+    drain: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawDirectory {
+    directory: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawTunnel {
+    listen: Vec<SocketAddr>,
+    connect_timeout: Option<String>,
+    idle_timeout: Option<String>,
+    max_streams_per_lane: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RawDatapath {
+    bpffs: PathBuf,
+    pin: String,
+    heartbeat_timeout: String,
+}
+
+impl Default for RawDatapath {
+    fn default() -> Self {
+        Self { bpffs: "/sys/fs/bpf".into(), pin: "nodemesh".into(), heartbeat_timeout: "2s".into() }
+    }
+}
+
+/// A tracing filter: `info`, `debug`, `info,mesh_userspace::tunnel=debug`.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RawLog {
+    level: Option<String>,
+    format: RawFormat,
+}
+
+#[derive(Clone, Copy, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+enum RawFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RawAdmin {
+    socket: PathBuf,
+    listen: SocketAddr,
+}
+
+impl Default for RawAdmin {
+    fn default() -> Self {
+        Self {
+            socket: crate::admin::DEFAULT_SOCKET.into(),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 9415),
+        }
+    }
+}
+
+fn default_drain() -> String {
+    "5s".into()
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// Says which file, line and field is wrong, and what would be right.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let raw: RawConfig = serde_saphyr::from_str(text)?;
+        let node = NodeName::parse(&raw.node).context("node")?;
+        ensure!(!raw.tunnel.listen.is_empty(), "tunnel.listen: name at least one address, e.g. [10.0.0.1:15008]");
+        let port = raw.tunnel.listen[0].port();
+        ensure!(
+            raw.tunnel.listen.iter().all(|address| address.port() == port && port != 0),
+            "tunnel.listen: all addresses share one port, the same on every node (15008 unless you have a reason)"
+        );
+        ensure!(
+            is_pin_name(&raw.datapath.pin),
+            "datapath.pin: one folder name of letters, digits, '-' and '_' (a BPF file system takes no others), \
+             e.g. nodemesh"
+        );
+        let mut tunnel = crate::tunnel::Config { listen: raw.tunnel.listen, ..crate::tunnel::Config::default() };
+        if let Some(text) = raw.tunnel.connect_timeout {
+            tunnel.connect_timeout = duration(&text).context("tunnel.connectTimeout")?;
+        }
+        if let Some(text) = raw.tunnel.idle_timeout {
+            tunnel.idle_timeout = duration(&text).context("tunnel.idleTimeout")?;
+        }
+        if let Some(streams) = raw.tunnel.max_streams_per_lane {
+            ensure!(streams > 0, "tunnel.maxStreamsPerLane: at least 1");
+            tunnel.max_streams = streams;
+        }
+        Ok(Self {
+            node,
+            catalog: raw.catalog.directory,
+            identity: raw.identity.directory,
+            tunnel,
+            tunnel_port: port,
+            datapath: crate::datapath::Config {
+                bpffs: raw.datapath.bpffs,
+                pin: raw.datapath.pin,
+                cgroup: raw.cgroup,
+                heartbeat_timeout: duration(&raw.datapath.heartbeat_timeout).context("datapath.heartbeatTimeout")?,
+                outbound_port: OUTBOUND_PORT,
+                mark: OWN_MARK,
+            },
+            admin: crate::admin::Config { socket: raw.admin.socket, listen: raw.admin.listen },
+            log: raw.log.checked()?,
+            drain: duration(&raw.drain).context("drain")?,
+        })
+    }
+}
+
+fn is_pin_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
+impl RawLog {
+    fn checked(self) -> Result<Log> {
+        let filter = self.level.unwrap_or_else(|| "info".to_owned());
+        Filter::parse(&filter).context("log.level")?;
+        let format = match self.format {
+            RawFormat::Text => Format::Text,
+            RawFormat::Json => Format::Json,
+        };
+        Ok(Log { filter, format })
+    }
+}
+
+/// Port of the daemon's listeners inside workloads' network namespaces.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// SO_MARK of the daemon's sockets inside workloads' network namespaces.
+pub const OWN_MARK: u32 = 0x539;
+
+/// Parses `500ms`, `2s`, `5m` or `12h`.
+///
+/// # Errors
+/// If the text is not a whole number with one of these units, or zero.
+pub fn duration(text: &str) -> Result<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => bail!("{text:?} is not a duration: write a whole number and ms, s, m or h, e.g. 500ms or 12h"),
+    };
+    let number: u64 = number.parse().with_context(|| format!("{text:?} does not start with a whole number"))?;
+    let total = number.checked_mul(milliseconds).with_context(|| format!("{text:?} is too long"))?;
+    ensure!(total > 0, "{text:?}: must be longer than nothing");
+    Ok(Duration::from_millis(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = "
+node: n1
+cgroup: /sys/fs/cgroup/pods
+catalog: {directory: /etc/nodemesh/conf.d}
+identity: {directory: /var/lib/nodemesh/identity}
+tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
+";
+
+    #[test]
+    fn the_smallest_file_gets_sound_defaults() {
+        let config = Config::parse(SMALLEST).unwrap();
+        assert_eq!(config.node.as_str(), "n1");
+        assert_eq!(config.admin.listen.port(), 9415);
+        assert_eq!(config.datapath.pin, "nodemesh");
+        assert_eq!(config.drain, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_misspelt_field_is_named() {
+        let error = Config::parse(&SMALLEST.replace("catalog", "catalogue")).unwrap_err();
+        assert!(format!("{error:#}").contains("catalogue"), "{error:#}");
+    }
+
+    #[test]
+    fn unusable_values_are_refused_with_the_field() {
+        for (from, to, field) in [
+            ("node: n1", "node: N_1", "node"),
+            ("['10.0.0.1:15008', '[fd00::1]:15008']", "[]", "tunnel.listen"),
+            ("'[fd00::1]:15008'", "'[fd00::1]:15009'", "tunnel.listen"),
+            ("}\n", "}\ndatapath: {pin: a/b}\n", "datapath.pin"),
+            ("}\n", "}\ndrain: 5 minutes\n", "drain"),
+        ] {
+            let error = format!("{:#}", Config::parse(&SMALLEST.replacen(from, to, 1)).unwrap_err());
+            assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn durations_are_exact_or_refused() {
+        assert_eq!(duration("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(duration("12h").unwrap(), Duration::from_secs(43_200));
+        for bad in ["", "5", "s", "-1s", "1.5s", "5 s", "0s", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
