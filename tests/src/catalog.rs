@@ -1,0 +1,279 @@
+//! The catalog that a world's daemons read: made from the topology, edited while everything runs.
+
+use crate::world::{Pod, World};
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// Kubernetes namespace of everything that says nothing else.
+pub const NAMESPACE: &str = "default";
+
+/// A directory of YAML documents, and the objects in it. Edits take effect with [`Self::write`].
+#[derive(Debug)]
+pub struct Catalog {
+    folder: PathBuf,
+    nodes: Vec<Value>,
+    workloads: BTreeMap<String, Workload>,
+    services: BTreeMap<String, Service>,
+    mesh: Map<String, Value>,
+    next_vip: u16,
+}
+
+/// A `WorkloadEntry`, made from a pod.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    name: String,
+    /// Distinguishes a pod made anew under the same name.
+    uid: Option<String>,
+    node: String,
+    netns: PathBuf,
+    pub addresses: Vec<IpAddr>,
+    pub account: String,
+    pub labels: BTreeMap<String, String>,
+    pub weight: u32,
+    pub ports: BTreeMap<String, u16>,
+    pub port_modes: BTreeMap<u16, String>,
+}
+
+/// A `Service` with an IPv4 and an IPv6 address.
+#[derive(Clone, Debug)]
+pub struct Service {
+    name: String,
+    pub vips: Vec<IpAddr>,
+    pub selector: BTreeMap<String, String>,
+    pub ports: Vec<(u16, Value)>,
+}
+
+impl Catalog {
+    /// Describes a world: every node, and every pod as a workload whose label `app` and service account are its name.
+    ///
+    /// # Errors
+    /// If the directory cannot be made.
+    pub fn of(world: &World, folder: PathBuf, trust_domain: &str) -> Result<Self> {
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let nodes = world.nodes().map(|node| {
+            let addresses = [IpAddr::from(node.v4()), IpAddr::from(node.v6())];
+            json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name()},
+                "status": {"addresses": addresses.map(|address| json!({"type": "InternalIP", "address": address}))},
+            })
+        });
+        let mut mesh = Map::new();
+        mesh.insert("trustDomain".into(), trust_domain.into());
+        let workloads = world.pods().map(|pod| (pod.name().to_owned(), Workload::of(pod))).collect();
+        Ok(Self { folder, nodes: nodes.collect(), workloads, services: BTreeMap::new(), mesh, next_vip: 1 })
+    }
+
+    /// Where the documents are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Sets a field of MeshConfig's `spec`.
+    pub fn mesh(&mut self, field: &str, value: impl Into<Value>) {
+        self.mesh.insert(field.to_owned(), value.into());
+    }
+
+    /// Adds a service for the workloads whose label `app` is its name, with the next free virtual addresses.
+    pub fn service(&mut self, name: &str, port: u16, target: impl Into<Value>) -> &mut Service {
+        let number = self.next_vip;
+        self.next_vip += 1;
+        let [high, low] = number.to_be_bytes();
+        let vips = vec![
+            Ipv4Addr::new(10, 96, high, low).into(),
+            IpAddr::from(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number)),
+        ];
+        let selector = BTreeMap::from([("app".to_owned(), name.to_owned())]);
+        let service = Service { name: name.to_owned(), vips, selector, ports: vec![(port, target.into())] };
+        self.services.entry(name.to_owned()).insert_entry(service).into_mut()
+    }
+
+    /// A service's virtual addresses on its first port: IPv4, IPv6.
+    ///
+    /// # Panics
+    /// If there is no such service.
+    #[must_use]
+    pub fn vips(&self, service: &str) -> [SocketAddr; 2] {
+        let service = self.services.get(service).unwrap_or_else(|| panic!("there is no service {service:?}"));
+        [0, 1].map(|index| SocketAddr::new(service.vips[index], service.ports[0].0))
+    }
+
+    /// A service, to change it.
+    ///
+    /// # Panics
+    /// If there is no such service.
+    pub fn service_mut(&mut self, name: &str) -> &mut Service {
+        self.services.get_mut(name).unwrap_or_else(|| panic!("there is no service {name:?}"))
+    }
+
+    /// A workload, to change it.
+    ///
+    /// # Panics
+    /// If there is no such workload.
+    pub fn workload(&mut self, name: &str) -> &mut Workload {
+        self.workloads.get_mut(name).unwrap_or_else(|| panic!("there is no workload {name:?}"))
+    }
+
+    /// All workloads, by name.
+    pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.workloads.values()
+    }
+
+    /// Adds a pod that the world got later; a uid of its own tells it from an earlier pod of the name.
+    pub fn add(&mut self, pod: &Pod, uid: Option<&str>) -> &mut Workload {
+        let workload = Workload { uid: uid.map(str::to_owned), ..Workload::of(pod) };
+        self.workloads.entry(pod.name().to_owned()).insert_entry(workload).into_mut()
+    }
+
+    /// Takes a workload out of the catalog; returns whether it was there.
+    pub fn remove(&mut self, workload: &str) -> bool {
+        self.workloads.remove(workload).is_some()
+    }
+
+    /// Takes a service out of the catalog; returns whether it was there.
+    pub fn remove_service(&mut self, name: &str) -> bool {
+        self.services.remove(name).is_some()
+    }
+
+    /// Writes what has changed, each file in one step.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self) -> Result<()> {
+        ["mesh.yaml", "nodes.yaml", "services.yaml", "workloads.yaml"].iter().try_for_each(|name| self.write_only(name))
+    }
+
+    /// [`Self::write`] of one file, whatever has changed in the others.
+    ///
+    /// # Errors
+    /// If there is no such file, or it cannot be written.
+    pub fn write_only(&self, name: &str) -> Result<()> {
+        let documents = match name {
+            "mesh.yaml" => vec![json!({
+                "apiVersion": "nodemesh.io/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"},
+                "spec": self.mesh,
+            })],
+            "nodes.yaml" => self.nodes.clone(),
+            "services.yaml" => self.services.values().map(Service::document).collect(),
+            "workloads.yaml" => self.workloads.values().map(Workload::document).collect(),
+            _ => bail!("the catalog has no file {name}"),
+        };
+        let texts = documents.iter().map(serde_saphyr::to_string).collect::<Result<Vec<_>, _>>()?;
+        write_atomically(&self.folder.join(name), &texts.join("---\n"))
+    }
+
+    /// Writes any text as a file of the catalog, in one step.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_file(&self, name: &str, text: &str) -> Result<()> {
+        write_atomically(&self.folder.join(name), text)
+    }
+
+    /// Removes a file of the catalog.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn remove_file(&self, name: &str) -> Result<()> {
+        let path = self.folder.join(name);
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+}
+
+impl Workload {
+    fn of(pod: &Pod) -> Self {
+        Self {
+            name: pod.name().to_owned(),
+            uid: None,
+            node: pod.node().to_owned(),
+            netns: pod.namespace().path().to_owned(),
+            addresses: pod.addresses().to_vec(),
+            account: pod.name().to_owned(),
+            labels: BTreeMap::from([("app".to_owned(), pod.name().to_owned())]),
+            weight: 100,
+            ports: BTreeMap::new(),
+            port_modes: BTreeMap::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Name of its node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Sets a label.
+    pub fn label(&mut self, key: &str, value: &str) -> &mut Self {
+        self.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Makes it an endpoint of the service of that name, with that service's identity.
+    pub fn of_app(&mut self, app: &str) -> &mut Self {
+        app.clone_into(&mut self.account);
+        self.label("app", app)
+    }
+
+    /// Sets `nodemesh.io/mode`: `strict`, `permissive` or `disabled`.
+    pub fn mode(&mut self, mode: &str) -> &mut Self {
+        self.label("nodemesh.io/mode", mode)
+    }
+
+    fn document(&self) -> Value {
+        let mut spec = json!({
+            "node": self.node, "addresses": self.addresses, "serviceAccount": self.account, "netns": self.netns,
+        });
+        if self.weight != 100 {
+            spec["weight"] = self.weight.into();
+        }
+        if !self.ports.is_empty() {
+            spec["ports"] = json!(self.ports);
+        }
+        if !self.port_modes.is_empty() {
+            spec["portModes"] = json!(self.port_modes);
+        }
+        let mut metadata = json!({"name": self.name, "namespace": NAMESPACE, "labels": self.labels});
+        if let Some(uid) = &self.uid {
+            metadata["uid"] = json!(uid);
+        }
+        json!({"apiVersion": "nodemesh.io/v1alpha1", "kind": "WorkloadEntry", "metadata": metadata, "spec": spec})
+    }
+}
+
+impl Service {
+    fn document(&self) -> Value {
+        let ports = self.ports.iter().map(|(port, target)| {
+            json!({"name": format!("port-{port}"), "port": port, "targetPort": target, "protocol": "TCP"})
+        });
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": self.name, "namespace": NAMESPACE},
+            "spec": {
+                "clusterIP": self.vips[0], "clusterIPs": self.vips,
+                "selector": self.selector, "ports": ports.collect::<Vec<_>>(),
+            },
+        })
+    }
+}
+
+/// Replaces a file in one step, unless it says the same already. The temporary name is none that the catalog reads.
+fn write_atomically(path: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|present| present == text) {
+        return Ok(());
+    }
+    let folder = path.parent().context("a file is in a directory")?;
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}

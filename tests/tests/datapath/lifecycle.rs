@@ -1,0 +1,185 @@
+//! Loading, dying, taking over, leaving.
+
+use crate::bed::{Bed, Netns, cgroup_root, connect, counted, link_exists, pod_entry, program_exists, wait_until};
+use crate::capture::{Listeners, accept, frontend, services};
+use mesh_common::maps;
+use mesh_common::outcome::Outcome;
+use mesh_userspace::datapath::{AttachedLink, Config, Datapath, cleanup};
+use socket2::{Domain, Protocol};
+use std::fs;
+use std::os::fd::AsFd;
+
+fn is_mounted(config: &Config) -> bool {
+    fs::read_to_string("/proc/self/mounts").unwrap().contains(config.bpffs.to_str().unwrap())
+}
+
+fn assert_gone(links: &[AttachedLink]) {
+    for link in links {
+        assert!(!link_exists(link.link), "{link:?} is still there");
+        // The kernel frees programs a moment later.
+        wait_until("the programs to go", || !program_exists(link.program));
+    }
+}
+
+#[test]
+fn the_root_cgroup_is_refused() {
+    let bed = Bed::new();
+    let config = Config { cgroup: cgroup_root(), ..bed.config.clone() };
+    let error = format!("{:#}", Datapath::load(&config).err().expect("a refusal"));
+    assert!(error.contains("root of the cgroup hierarchy"), "{error}");
+    assert!(!config.bpffs.exists(), "nothing was made");
+}
+
+#[test]
+fn unloading_leaves_nothing() {
+    let bed = Bed::new();
+    let mut datapath = bed.armed();
+    datapath.apply(&services()).unwrap();
+    let links = datapath.links().unwrap();
+    assert_eq!(links.len(), 6, "{links:?}");
+    assert!(is_mounted(&bed.config), "the datapath mounted a bpffs, since none was there");
+    datapath.unload().unwrap();
+    assert_gone(&links);
+    assert!(!is_mounted(&bed.config));
+    assert_eq!(fs::read_dir(&bed.config.bpffs).unwrap().count(), 0);
+}
+
+#[test]
+fn a_mount_of_others_stays_and_so_do_their_pins() {
+    let bed = Bed::new();
+    let first = bed.armed();
+    let second = Datapath::load(&Config { pin: "second".into(), ..bed.config.clone() }).unwrap();
+    first.unload().unwrap();
+    assert!(is_mounted(&bed.config), "the second one still uses it");
+    let links = second.links().unwrap();
+    assert!(links.iter().all(|link| link_exists(link.link)));
+    second.unload().unwrap();
+    assert!(!is_mounted(&bed.config));
+}
+
+#[test]
+fn two_daemons_do_not_share_pins() {
+    let bed = Bed::new();
+    let datapath = bed.armed();
+    let error = format!("{:#}", Datapath::load(&bed.config).err().expect("a refusal"));
+    assert!(error.contains("another nodemeshd is running"), "{error}");
+    assert!(cleanup(&bed.config).is_err());
+    datapath.unload().unwrap();
+}
+
+#[test]
+fn a_successor_takes_over_in_place() {
+    let bed = Bed::new();
+    let listeners = Listeners::bind(&bed);
+    let mut datapath = bed.armed();
+    datapath.apply(&services()).unwrap();
+    let before = datapath.links().unwrap();
+    let captured = |datapath: &Datapath| {
+        connect(&bed.pod.socket(Domain::IPV4, Protocol::TCP), "10.96.0.1:80").unwrap();
+        drop(accept(&bed, datapath, &listeners.v4));
+    };
+    captured(&datapath);
+    // The daemon dies: its descriptors close, its pins stay.
+    drop(datapath);
+    let waiting = bed.pod.socket(Domain::IPV4, Protocol::TCP);
+    connect(&waiting, "10.96.0.1:80").unwrap();
+    let (_, from) = listeners.v4.accept().unwrap();
+
+    let mut datapath = Datapath::load(&bed.config).unwrap();
+    let after = datapath.links().unwrap();
+    assert_eq!(before.len(), after.len());
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!((&before.name, before.link), (&after.name, after.link), "the link is the same");
+        assert_ne!(before.program, after.program, "its program is the successor's");
+    }
+    let stale = mesh_common::flow::TupleKey::new(bed.pod.cookie(), from.ip().into(), from.port().to_be());
+    assert_eq!(datapath.tuples().take(&stale).unwrap(), None, "records of dead connections are gone");
+    // Captured before anything is armed anew: the tables are the predecessor's.
+    captured(&datapath);
+    assert_eq!(counted(&datapath, Outcome::ConnectCaptured), 3, "the counters go on");
+
+    // The first desired state replaces the predecessor's, and what is not armed again goes.
+    datapath.apply(&[frontend("10.96.0.1:80", 1)]).unwrap();
+    let usage = |datapath: &Datapath, name: &str| {
+        let usage = datapath.counters().map_usage();
+        usage.iter().find(|usage| usage.name == name).unwrap().entries
+    };
+    assert_eq!(usage(&datapath, maps::SVC.name), 1);
+    captured(&datapath);
+    datapath.attach_netns("default/pod.1", bed.pod.as_fd()).unwrap();
+    datapath.arm_pod(bed.pod.cookie(), pod_entry(0)).unwrap();
+    datapath.settle().unwrap();
+    captured(&datapath);
+    assert_eq!(datapath.links().unwrap(), after);
+    // A later difference removes only what it says.
+    datapath.apply(&[frontend("10.96.0.7:80", 1)]).unwrap();
+    captured(&datapath);
+    drop(datapath);
+
+    let mut datapath = Datapath::load(&bed.config).unwrap();
+    datapath.apply(&services()).unwrap();
+    datapath.settle().unwrap();
+    assert_eq!(usage(&datapath, maps::PODS.name), 0, "a pod that nobody armed again is not captured");
+    assert_eq!(datapath.links().unwrap().len(), 5, "nor guarded");
+    let links = datapath.links().unwrap();
+    datapath.unload().unwrap();
+    assert_gone(&links);
+}
+
+#[test]
+fn leftovers_that_do_not_fit_are_replaced() {
+    let bed = Bed::new();
+    let datapath = bed.armed();
+    let before = datapath.links().unwrap();
+    drop(datapath);
+    fs::remove_file(bed.config.bpffs.join(&bed.config.pin).join("maps").join(maps::TUPLES.name)).unwrap();
+    let datapath = Datapath::load(&bed.config).unwrap();
+    assert_gone(&before);
+    assert_eq!(datapath.links().unwrap().len(), 5);
+    datapath.unload().unwrap();
+}
+
+#[test]
+fn the_guard_of_a_vanished_namespace_is_removed() {
+    let bed = Bed::new();
+    let mut datapath = bed.armed();
+    let passing = Netns::new();
+    bed.pod.ip(&format!("link add gone type veth peer name eth0 netns {}", passing.thread_id()));
+    datapath.attach_netns("passing", passing.as_fd()).unwrap();
+    assert_eq!(datapath.links().unwrap().len(), 7);
+    drop(datapath);
+    drop(passing);
+    // Its end of the wire goes with it.
+    wait_until("the namespace to vanish", || !bed.pod.ip_succeeds("link show gone"));
+    let datapath = Datapath::load(&bed.config).unwrap();
+    assert_eq!(datapath.links().unwrap().len(), 6);
+    datapath.unload().unwrap();
+}
+
+#[test]
+fn cleaning_up_after_a_crash_leaves_nothing_and_may_be_repeated() {
+    let bed = Bed::new();
+    cleanup(&bed.config).unwrap();
+    let datapath = bed.armed();
+    let links = datapath.links().unwrap();
+    drop(datapath);
+    cleanup(&bed.config).unwrap();
+    assert_gone(&links);
+    assert!(!is_mounted(&bed.config));
+    cleanup(&bed.config).unwrap();
+}
+
+#[test]
+fn idle_maps_stay_within_their_budget() {
+    let bed = Bed::new();
+    let datapath = bed.armed();
+    let usage = datapath.counters().map_usage();
+    let bytes: u64 = usage.iter().map(|usage| usage.bytes).sum();
+    for map in &usage {
+        println!("{:9} {:>7}/{:<7} {:>9} bytes", map.name, map.entries, map.capacity, map.bytes);
+    }
+    println!("idle map memory: {bytes} bytes");
+    assert_eq!(usage.len(), maps::ALL.len());
+    assert!(bytes > 0 && bytes <= maps::IDLE_BUDGET_BYTES, "{bytes} bytes");
+    datapath.unload().unwrap();
+}

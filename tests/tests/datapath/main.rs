@@ -1,0 +1,7 @@
+//! The eBPF programs and the daemon's side of them, on a real kernel: who is captured, what is recorded, what is
+//! guarded, and what stays when the daemon dies. Needs root.
+
+mod bed;
+mod capture;
+mod guard;
+mod lifecycle;
