@@ -5,11 +5,10 @@ use crate::program::{Program, Running, binary};
 use crate::report::Call;
 use crate::scrape::Metrics;
 use crate::wait;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::fs;
 
 impl Cluster {
     /// Runs `mesh-probe` in a pod; it must succeed.
@@ -85,24 +84,6 @@ impl Cluster {
             }
             let lines: Vec<&str> = metrics.text().lines().filter(|line| line.starts_with(family)).collect();
             bail!("{}", lines.join("\n"))
-        })
-    }
-
-    /// Waits until a node has applied the catalog as it is written now: its objects are those in force, without
-    /// errors, and its workloads are armed.
-    ///
-    /// # Errors
-    /// If it does not within the bound.
-    pub fn wait_until_applied(&self, node: &str) -> Result<()> {
-        let text = fs::read_to_string(self.catalog.folder().join("workloads.yaml"))?;
-        let wanted: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("netns: ")).collect();
-        wait::until_ok(&format!("{node} has applied the catalog"), wait::BOUND, || {
-            let status = self.status(node)?;
-            let known = status["config"]["objects"]["WorkloadEntry"].as_u64().unwrap_or_default();
-            ensure!(known == wanted.len() as u64, "{known} of {} workloads are known", wanted.len());
-            let workloads = &status["workloads"];
-            ensure!(workloads["armed"] == workloads["local"], "not all workloads are armed: {workloads}");
-            Ok(())
         })
     }
 

@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 /// How often namespaces of armed workloads are checked and failed ones are tried again.
 const TICK: Duration = Duration::from_millis(500);
 
+/// A change that could not be applied is tried again after this, or with the next change.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// What the reconciler reports about the workloads of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
@@ -38,6 +41,8 @@ pub(super) struct Reconciler {
     pub(super) ready: Ready,
     /// Holds readiness back while the catalog is not applied.
     pub(super) blocked: Option<Blocker>,
+    /// When a change that could not be applied is tried again, if there is one.
+    pub(super) retry_at: Option<Instant>,
     /// Workloads that have ended since the last change was applied.
     pub(super) ended: Vec<WorkloadUid>,
 }
@@ -76,7 +81,7 @@ impl Reconciler {
                     self.apply_or_retry(&mut current).await;
                 }
                 _ = tick.tick() => {
-                    if self.blocked.is_some() {
+                    if self.retry_at.is_some_and(|at| Instant::now() >= at) {
                         self.apply_or_retry(&mut current).await;
                     }
                     self.tend().await;
@@ -107,8 +112,12 @@ impl Reconciler {
     /// Applies; what cannot be applied (a table is full) is reported and tried again, and what is in force stays.
     async fn apply_or_retry(&mut self, current: &mut Tables) {
         match self.apply(current).await {
-            Ok(()) => self.blocked = None,
+            Ok(()) => (self.blocked, self.retry_at) = (None, None),
             Err(error) => {
+                // Some operations are done and some are not: the next attempt writes everything.
+                self.datapath.distrust_tables();
+                *current = Tables::default();
+                self.retry_at = Some(Instant::now() + RETRY);
                 if self.blocked.is_none() {
                     tracing::error!(
                         error = format!("{error:#}"),

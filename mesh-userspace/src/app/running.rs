@@ -88,6 +88,7 @@ impl App {
             report,
             ready: ready.clone(),
             blocked: Some(ready.block("the catalog is not applied yet")),
+            retry_at: None,
             ended: Vec::new(),
         };
         let (disarm, disarmed) = oneshot::channel();

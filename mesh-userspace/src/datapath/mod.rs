@@ -83,7 +83,7 @@ pub struct Datapath {
     tuples: Table<TupleKey, OriginalDestination>,
     bypass: Table<BypassKey, u64>,
     counters: Counters,
-    /// The first [`Datapath::apply`] is still to come: the tables may hold what a predecessor wrote.
+    /// The tables may hold what nobody here knows: a predecessor's entries, or those of an apply that failed half-way.
     inherited: bool,
     pods: BTreeSet<u64>,
     namespaces: BTreeSet<String>,
@@ -146,6 +146,12 @@ impl Datapath {
             self.inherited = false;
         }
         Ok(())
+    }
+
+    /// Takes the tables for what a predecessor left, after an [`Datapath::apply`] that failed half-way: what they hold
+    /// is known to nobody then. The next call must lead from empty tables to the desired ones.
+    pub fn distrust_tables(&mut self) {
+        self.inherited = true;
     }
 
     fn retain_set_by(&self, ops: &[MapOp]) -> anyhow::Result<()> {

@@ -2,9 +2,12 @@
 
 use crate::bed::{Bed, Netns, cgroup_root, connect, counted, link_exists, pod_entry, program_exists, wait_until};
 use crate::capture::{Listeners, accept, frontend, services};
+use mesh_common::Ip;
 use mesh_common::maps;
 use mesh_common::outcome::Outcome;
+use mesh_common::service::{AppPort, AppPortKey};
 use mesh_userspace::datapath::{AttachedLink, Config, Datapath, cleanup};
+use mesh_userspace::engine::MapOp;
 use socket2::{Domain, Protocol};
 use std::fs;
 use std::os::fd::AsFd;
@@ -167,6 +170,31 @@ fn cleaning_up_after_a_crash_leaves_nothing_and_may_be_repeated() {
     assert_gone(&links);
     assert!(!is_mounted(&bed.config));
     cleanup(&bed.config).unwrap();
+}
+
+#[test]
+fn a_full_table_is_reported_and_what_was_half_written_is_made_right() {
+    let bed = Bed::new();
+    let mut datapath = bed.armed();
+    let port = |index: u32| MapOp::SetAppPort(app_port(index), AppPort::new(1));
+    let entries = |datapath: &Datapath| {
+        let usage = datapath.counters().map_usage();
+        usage.iter().find(|usage| usage.name == maps::APPPORTS.name).unwrap().entries
+    };
+    datapath.apply(&[port(0), port(1)]).unwrap();
+    let too_many: Vec<MapOp> = (0..=maps::MAX_APP_PORTS).map(port).collect();
+    let error = format!("{:#}", datapath.apply(&too_many).unwrap_err());
+    assert!(error.contains(maps::APPPORTS.name), "{error}");
+    assert_eq!(entries(&datapath), u64::from(maps::MAX_APP_PORTS));
+    datapath.distrust_tables();
+    datapath.apply(&[port(0)]).unwrap();
+    assert_eq!(entries(&datapath), 1, "what the failed change had written is gone");
+    datapath.unload().unwrap();
+}
+
+fn app_port(index: u32) -> AppPortKey {
+    let [a, b, c, d] = index.to_be_bytes();
+    AppPortKey::new(Ip::from_v4([10 + a, b, c, d]), 0)
 }
 
 #[test]
