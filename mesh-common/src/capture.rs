@@ -3,7 +3,7 @@
 
 use crate::addr::Ip;
 use crate::outcome::Outcome;
-use crate::policy::{self, Arrival, Mode};
+use crate::policy::{Arrival, Decision, Reason};
 use crate::service::{CidrAction, Frontend, PROTO_TCP, Pod};
 
 /// What the connect hook does with a connect().
@@ -157,34 +157,36 @@ pub const fn arrival(local_port: u32, mesh_port: u64) -> Arrival {
 pub const fn announced(arrival: Arrival) -> Arrival {
     match arrival {
         Arrival::SelfTraffic | Arrival::MeshPort => Arrival::SelfTraffic,
-        Arrival::Authenticated | Arrival::Plaintext => Arrival::Authenticated,
+        Arrival::Delivery | Arrival::Authenticated | Arrival::Plaintext => Arrival::Delivery,
     }
 }
 
-/// What sk_lookup counts for a verdict of [`policy::decide`].
+/// What sk_lookup counts for a decision.
 #[inline(always)]
 #[must_use]
-pub const fn lookup_outcome(mode: Option<Mode>, arrival: Arrival, verdict: policy::Verdict) -> Outcome {
-    match (arrival, verdict) {
-        (Arrival::SelfTraffic, _) => Outcome::LookupSelf,
-        (Arrival::MeshPort, policy::Verdict::Drop) => Outcome::LookupMeshPort,
-        (_, policy::Verdict::Drop) => Outcome::LookupStrict,
-        (_, policy::Verdict::Pass) if matches!(mode, None | Some(Mode::Disabled)) => Outcome::LookupUnknown,
-        (Arrival::Authenticated, policy::Verdict::Pass) => Outcome::LookupBypass,
-        (Arrival::Plaintext | Arrival::MeshPort, policy::Verdict::Pass) => Outcome::LookupPlaintext,
+pub const fn lookup_outcome(decision: &Decision) -> Outcome {
+    match decision.reason {
+        Reason::SelfTraffic => Outcome::LookupSelf,
+        Reason::Delivery => Outcome::LookupBypass,
+        Reason::Unmeshed => Outcome::LookupUnknown,
+        Reason::MeshPort => Outcome::LookupMeshPort,
+        Reason::Strict => Outcome::LookupStrict,
+        Reason::Denied | Reason::NotAllowed | Reason::DefaultDeny => Outcome::LookupDenied,
+        Reason::Allowed | Reason::DefaultAllow => Outcome::LookupPlaintext,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{self, Matched, Mode};
 
     fn ip(text: &str) -> Ip {
         text.parse::<core::net::IpAddr>().unwrap().into()
     }
 
     fn pod(flags: u16) -> Pod {
-        Pod::new(ip("10.0.0.5"), ip("fd00::5"), 1, 15001_u16.to_be(), flags)
+        Pod::new(ip("10.0.0.5"), ip("fd00::5"), 1, 15001_u16.to_be(), flags, 2)
     }
 
     fn call(destination: &str) -> Call {
@@ -215,9 +217,9 @@ mod tests {
 
     #[test]
     fn a_frontend_without_backends_refuses() {
-        let refusal = Target::from_frontend(&Frontend::new(7, 0, 0, 0)).unwrap_err();
+        let refusal = Target::from_frontend(&Frontend::new(7, 0, 0, 0, 0)).unwrap_err();
         assert_eq!(refusal, Refusal { outcome: Outcome::ConnectNoEndpoints, errno: ECONNREFUSED });
-        assert_eq!(Target::from_frontend(&Frontend::new(7, 1, 0, 0)).unwrap().service(), 7);
+        assert_eq!(Target::from_frontend(&Frontend::new(7, 1, 0, 0, 0)).unwrap().service(), 7);
     }
 
     #[test]
@@ -242,7 +244,7 @@ mod tests {
         assert_eq!(capture(ip("10.96.0.1"), &pod(0), false), Ok(Verdict::Capture(ip("10.0.0.5"))));
         assert_eq!(capture(ip("::ffff:10.96.0.1"), &pod(0), false), Ok(Verdict::Capture(ip("::ffff:10.0.0.5"))));
         assert_eq!(capture(ip("fd00:96::1"), &pod(0), false), Ok(Verdict::Capture(ip("fd00::5"))));
-        let v4_only = Pod::new(ip("10.0.0.5"), Ip::UNSPECIFIED, 1, 0, 0);
+        let v4_only = Pod::new(ip("10.0.0.5"), Ip::UNSPECIFIED, 1, 0, 0, 2);
         let refusal = capture(ip("fd00:96::1"), &v4_only, false).unwrap_err();
         assert_eq!(refusal, Refusal { outcome: Outcome::ConnectNoAddress, errno: EADDRNOTAVAIL });
     }
@@ -264,19 +266,21 @@ mod tests {
         assert_eq!(arrival(15001, 15001), Arrival::MeshPort);
         assert_eq!(arrival(80, 15001), Arrival::Plaintext);
         assert_eq!(announced(arrival(15001, 15001)), Arrival::SelfTraffic);
-        assert_eq!(announced(arrival(80, 15001)), Arrival::Authenticated);
+        assert_eq!(announced(arrival(80, 15001)), Arrival::Delivery);
     }
 
     #[test]
     fn a_counted_lookup_outcome_says_the_verdict_that_was_given() {
         let modes = [None, Some(Mode::Disabled), Some(Mode::Permissive), Some(Mode::Strict)];
-        for mode in modes {
-            for arrival in [Arrival::SelfTraffic, Arrival::Authenticated, Arrival::Plaintext, Arrival::MeshPort] {
-                let verdict = policy::decide(mode, arrival);
-                let counted = lookup_outcome(mode, arrival, verdict).verdict();
-                let expected = if verdict == policy::Verdict::Drop { "drop" } else { "pass" };
-                assert_eq!(counted, expected, "{mode:?} {arrival:?}");
-            }
+        let arrivals = [Arrival::SelfTraffic, Arrival::Delivery, Arrival::Plaintext, Arrival::MeshPort];
+        let denied = Matched::new(1, 0, 0, 0, 0, 0);
+        for (mode, arrival, matched) in modes.into_iter().flat_map(|mode| {
+            arrivals.into_iter().flat_map(move |arrival| [(mode, arrival, Matched::NOTHING), (mode, arrival, denied)])
+        }) {
+            let decision = policy::decide(mode, arrival, &matched);
+            let counted = lookup_outcome(&decision).verdict();
+            let expected = if decision.verdict == policy::Verdict::Drop { "drop" } else { "pass" };
+            assert_eq!(counted, expected, "{mode:?} {arrival:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Records of the `EVENTS` ring buffer.
+//! Records of the `EVENTS` ring buffer. They are told apart by their size.
 
 use crate::abi::pod;
 use crate::addr::Ip;
@@ -27,5 +27,33 @@ pod! {
         destination_port_be: u16,
         family: u16,
         ; reserved pad: [u8; 18]
+    }
+}
+
+pod! {
+    /// A hook refused a connection because of policy or mode, or admitted plaintext: what a person asks about later.
+    pub struct VerdictRecord [80] {
+        /// CLOCK_MONOTONIC nanoseconds.
+        decided_at_ns: u64,
+        /// The caller's network namespace at connect(); 0 in sk_lookup.
+        netns_cookie: u64,
+        /// The caller's address: at connect() the workload's own, in sk_lookup the packet's.
+        source: Ip,
+        destination: Ip,
+        /// The [`crate::outcome::Outcome`], as a number.
+        outcome: u32,
+        /// The destination's policy group.
+        group: u32,
+        /// The number of the source's identity at connect(); 0 in sk_lookup.
+        identity: u32,
+        /// The rule of the group that decided, or 0.
+        rule: u32,
+        pid: u32,
+        /// Service of the frontend at connect(), or 0.
+        service: u32,
+        /// 0 at connect(): not chosen yet.
+        source_port_be: u16,
+        destination_port_be: u16,
+        ; reserved pad: [u8; 4]
     }
 }

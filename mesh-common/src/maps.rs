@@ -1,6 +1,6 @@
 //! Every map of the eBPF object: name, kind, capacity. A test holds this list against the object file.
 
-use crate::{addr::Ip, flow, outcome, service};
+use crate::{addr::Ip, flow, outcome, policy, service};
 use core::mem::size_of;
 
 /// Slots of `CFG`, an array of `u64`.
@@ -17,10 +17,16 @@ pub enum CfgSlot {
     OwnMark = 3,
     /// Port of the daemon's in-pod outbound listeners, host byte order.
     OutboundPort = 4,
+    /// errno (positive) of a connect() that policy denies.
+    DeniedErrno = 5,
+    /// Cookie of the node's own network namespace; 0 while no workload runs in it.
+    HostNetns = 6,
+    /// Bit n: cgroups of host-network workloads exist at level n of the hierarchy (the root is level 0).
+    HostLevels = 7,
 }
 
 /// Number of slots in `CFG`.
-pub const CFG_SLOTS: u32 = 5;
+pub const CFG_SLOTS: u32 = 8;
 
 /// A kind of map; the numbers are the kernel's `enum bpf_map_type`.
 #[repr(u32)]
@@ -66,6 +72,9 @@ pub const MAX_CIDRS: u32 = 131_072;
 pub const MAX_TUPLES: u32 = 65_536;
 pub const MAX_APP_PORTS: u32 = 65_536;
 pub const MAX_BYPASS: u32 = 16_384;
+pub const MAX_HOSTS: u32 = 256;
+pub const MAX_VERDICTS: u32 = 32_768;
+pub const MAX_RANGES: u32 = 16_384;
 /// Bytes; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -93,6 +102,25 @@ pub const TUPLES: Spec = lru("TUPLES", size_of::<flow::TupleKey>(), size_of::<fl
 pub const APPPORTS: Spec =
     hash("APPPORTS", size_of::<service::AppPortKey>(), size_of::<service::AppPort>(), MAX_APP_PORTS);
 pub const BYPASS: Spec = lru("BYPASS", size_of::<service::BypassKey>(), size_of::<u64>(), MAX_BYPASS);
+pub const HOSTS: Spec = hash("HOSTS", size_of::<u64>(), size_of::<service::Pod>(), MAX_HOSTS);
+pub const OWNER: Spec = Spec {
+    name: "OWNER",
+    kind: Kind::SkStorage,
+    key_size: size_of::<i32>(),
+    value_size: size_of::<u64>(),
+    max_entries: 0,
+    preallocated: false,
+};
+pub const VERDICTS: Spec =
+    hash("VERDICTS", size_of::<policy::VerdictKey>(), size_of::<policy::Matched>(), MAX_VERDICTS);
+pub const RANGES: Spec = Spec {
+    name: "RANGES",
+    kind: Kind::LpmTrie,
+    key_size: size_of::<u32>() + size_of::<service::RangeKey>(),
+    value_size: size_of::<u32>(),
+    max_entries: MAX_RANGES,
+    preallocated: false,
+};
 pub const EVENTS: Spec = Spec {
     name: "EVENTS",
     kind: Kind::RingBuf,
@@ -103,7 +131,8 @@ pub const EVENTS: Spec = Spec {
 };
 
 /// Every map, once.
-pub const ALL: &[Spec] = &[CFG, OUTCOMES, PODS, SVC, CIDR, ORIG, TUPLES, APPPORTS, BYPASS, EVENTS];
+pub const ALL: &[Spec] =
+    &[CFG, OUTCOMES, PODS, SVC, CIDR, ORIG, TUPLES, APPPORTS, BYPASS, HOSTS, OWNER, VERDICTS, RANGES, EVENTS];
 
 /// What all maps of a node may take when they are created and empty, in bytes (KERNEL: 64k LRU entries are ~10 MB).
 pub const IDLE_BUDGET_BYTES: u64 = 16 << 20;

@@ -72,6 +72,14 @@ outcomes! {
     LookupPlaintext = 22, "sk_lookup", "plaintext", "pass", "plaintext from outside was admitted (PERMISSIVE)";
     LookupStrict = 23, "sk_lookup", "strict", "drop", "plaintext from outside was refused (STRICT)";
     LookupMeshPort = 24, "sk_lookup", "mesh_port", "drop", "something outside the workload dialled the daemon's in-pod listener";
+    ConnectDenied = 25, "connect", "policy_denied", "refuse",
+        "authorization policy does not allow the connection: EACCES, or ECONNREFUSED if MeshConfig says so";
+    ConnectHanded = 26, "connect", "handed_socket", "refuse",
+        "a host-network workload's socket was used by a process that is not of that workload: EACCES";
+    LookupDenied = 27, "sk_lookup", "policy_denied", "drop", "authorization policy does not allow this plaintext";
+    VerdictLost = 28, "policy", "event_lost", "error", "the ring buffer was half full: a verdict is counted and not named";
+    OwnerLost = 29, "sock_create", "storage_full", "error",
+        "no memory to record which host-network workload made a socket; its connects are refused";
 }
 
 #[cfg(test)]

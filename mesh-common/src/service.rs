@@ -7,8 +7,9 @@ use crate::addr::Ip;
 pub const PROTO_TCP: u16 = 6;
 
 pod! {
-    /// Value of `PODS` (key: netns cookie): a workload of this node whose connects are captured.
-    pub struct Pod [40] {
+    /// Value of `PODS` (key: netns cookie) and of `HOSTS` (key: cgroup id): a workload of this node whose connects are
+    /// captured.
+    pub struct Pod [44] {
         /// The workload's IPv4 address, or unspecified: where its in-pod IPv4 listener is bound.
         ip4: Ip,
         /// The workload's IPv6 address, or unspecified.
@@ -18,6 +19,8 @@ pod! {
         /// Outbound listener port, network byte order.
         outbound_port_be: u16,
         flags: u16,
+        /// The number of its identity as a source in `VERDICTS`.
+        identity: u32,
     }
 }
 
@@ -40,12 +43,15 @@ pod! {
     /// Value of `SVC`, slot 0: which service this frontend belongs to and how many backends it has. Further slots are
     /// for backends that the kernel itself picks.
     pub struct Frontend [16] {
+        /// 0 for the declared port of a workload in its node's own network namespace.
         service: u32,
         /// Number of usable backends; 0 refuses the connect at once.
         backends: u32,
-        /// Reserved for slots other than 0.
-        backend: u32,
-        flags: u32,
+        /// The policy group that all backends share, or 0: the proxy decides once it has picked one.
+        group: u32,
+        /// With a group: the port that the backends' rules see, network byte order.
+        target_port_be: u16,
+        flags: u16,
     }
 }
 
@@ -58,16 +64,26 @@ pod! {
 
 pod! {
     /// Value of `CIDR`.
-    pub struct CidrAction [4] {
+    pub struct CidrAction [8] {
         action: u32,
+        /// Policy group of the workload that has the address, or 0.
+        group: u32,
     }
 }
 
 impl CidrAction {
     /// The range is left alone even if a shorter prefix is captured.
-    pub const PASS: Self = Self::new(1);
+    pub const PASS: Self = Self::new(Self::PASSES, 0);
     /// Addresses of meshed workloads: captured like a frontend.
-    pub const CAPTURE: Self = Self::new(2);
+    pub const CAPTURE: Self = Self::capture(0);
+    const PASSES: u32 = 1;
+    const CAPTURES: u32 = 2;
+
+    /// Captures an address whose workload is in a policy group.
+    #[must_use]
+    pub const fn capture(group: u32) -> Self {
+        Self::new(Self::CAPTURES, group)
+    }
 }
 
 pod! {
@@ -80,9 +96,20 @@ pod! {
 }
 
 pod! {
-    /// Value of `APPPORTS`: a [`crate::policy::Mode`] as a number.
-    pub struct AppPort [4] {
+    /// Value of `APPPORTS`: a [`crate::policy::Mode`] as a number, and the workload's policy group.
+    pub struct AppPort [8] {
         mode: u32,
+        group: u32,
+    }
+}
+
+pod! {
+    /// Data of the `RANGES` LPM trie's key: a policy group, all of whose 32 bits count, and a source address (prefix
+    /// length 32 + 96 + n for IPv4). The value is the address's class ([`crate::policy::source::CLASS`] is set): which
+    /// of the group's rules hold for it is filed under that number.
+    pub struct RangeKey [20] {
+        group: u32,
+        addr: Ip,
     }
 }
 

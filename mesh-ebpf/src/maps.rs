@@ -9,8 +9,9 @@ use mesh_common::addr::Ip;
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::maps::{self, CfgSlot};
 use mesh_common::outcome::Outcome;
+use mesh_common::policy::{Matched, VerdictKey};
 use mesh_common::service::{
-    AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, Pod,
+    AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, Pod, RangeKey,
 };
 
 #[map]
@@ -33,6 +34,15 @@ static APPPORTS: HashMap<AppPortKey, AppPort> =
     HashMap::with_max_entries(maps::APPPORTS.max_entries, BPF_F_NO_PREALLOC);
 #[map]
 static BYPASS: LruHashMap<BypassKey, u64> = LruHashMap::with_max_entries(maps::BYPASS.max_entries, 0);
+#[map]
+static HOSTS: HashMap<u64, Pod> = HashMap::with_max_entries(maps::HOSTS.max_entries, BPF_F_NO_PREALLOC);
+#[btf_map]
+pub(crate) static OWNER: SkStorage<u64> = SkStorage::new();
+#[map]
+static VERDICTS: HashMap<VerdictKey, Matched> =
+    HashMap::with_max_entries(maps::VERDICTS.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static RANGES: LpmTrie<RangeKey, u32> = LpmTrie::with_max_entries(maps::RANGES.max_entries, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
 

@@ -5,7 +5,7 @@ use aya_ebpf::programs::SkLookupContext;
 use mesh_common::capture;
 use mesh_common::maps::CfgSlot;
 use mesh_common::outcome::Outcome;
-use mesh_common::policy::{self, Arrival, Mode, Verdict};
+use mesh_common::policy::{self, Arrival, Matched, Mode, Verdict};
 use mesh_common::service::{BypassKey, PROTO_TCP};
 
 /// Decides whether the connection may look for its listener, and what to count.
@@ -24,8 +24,8 @@ pub(crate) fn decide(ctx: &SkLookupContext) -> (Verdict, Outcome) {
         let key = BypassKey::new(connection.remote, connection.local, connection.remote_port_be, local_port_be);
         if maps::is_bypassed(&key) { capture::announced(arrival) } else { arrival }
     };
-    let verdict = policy::decide(mode, arrival);
-    let outcome = capture::lookup_outcome(mode, arrival, verdict);
+    let decision = policy::decide(mode, arrival, &Matched::NOTHING);
+    let outcome = capture::lookup_outcome(&decision);
     emit::trace!(ctx, "{:i}:{} {}", connection.local.octets(), connection.local_port, outcome as u32);
-    (verdict, outcome)
+    (decision.verdict, outcome)
 }

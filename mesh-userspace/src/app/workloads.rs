@@ -203,7 +203,7 @@ impl Workloads {
         };
         let index = self.next_index;
         self.next_index = self.next_index.wrapping_add(1).max(1);
-        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), 0)
+        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), 0, 0)
     }
 
     async fn disarm(&mut self, uid: &WorkloadUid, datapath: &mut Datapath) {

@@ -20,7 +20,7 @@ pub fn pick(endpoints: &[Endpoint], random: u64) -> Option<&Endpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Mode, NodeName, ObjectName, SpiffeId, Workload, WorkloadUid};
+    use crate::model::{DefaultAction, Mode, NodeName, ObjectName, SpiffeId, Workload, WorkloadUid};
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -34,10 +34,12 @@ mod tests {
             node: NodeName::parse("n1").unwrap(),
             addresses: vec!["10.0.1.2".parse().unwrap()],
             netns: None,
+            cgroup: None,
             mode: Mode::Permissive,
             port_modes: [].into(),
             ports: [].into(),
             weight: 100,
+            default_action: DefaultAction::Allow,
         });
         let endpoint = |(index, weight): (usize, &u32)| Endpoint {
             workload: Arc::clone(&workload),

@@ -68,6 +68,7 @@ pub(super) fn title(key: &ObjectKey) -> String {
         ObjectKey::Node(name) => format!("Node {name}"),
         ObjectKey::Service(name) => format!("Service {name}"),
         ObjectKey::Workload(name) => format!("WorkloadEntry {name}"),
+        ObjectKey::Policy(name) => format!("AuthorizationPolicy {name}"),
     }
 }
 

@@ -145,10 +145,12 @@ fn workload(entry: &Entry, mesh: &Mesh) -> Option<Workload> {
         node: entry.node.clone(),
         addresses: entry.addresses.clone(),
         netns: entry.netns.clone(),
+        cgroup: None,
         mode: entry.mode.unwrap_or(mesh.mode),
         port_modes: entry.port_modes.clone(),
         ports: entry.ports.clone(),
         weight: entry.weight,
+        default_action: mesh.default_action,
     })
 }
 
@@ -201,7 +203,7 @@ impl Claims {
 
     fn add(&mut self, object: &Object, key: &ObjectKey) {
         match object {
-            Object::Mesh(_) => {}
+            Object::Mesh(_) | Object::Policy(_) => {}
             Object::Node(node) => self.nodes.extend(node.addresses.iter().map(|address| (*address, key.clone()))),
             Object::Service(service) => {
                 self.vips.extend(service.vips.iter().map(|vip| (*vip, key.clone())));
@@ -250,6 +252,7 @@ fn get(catalog: &Catalog, key: &ObjectKey) -> Option<Object> {
         ObjectKey::Node(name) => catalog.nodes.get(name).cloned().map(Object::Node),
         ObjectKey::Service(name) => catalog.services.get(name).cloned().map(Object::Service),
         ObjectKey::Workload(name) => catalog.workloads.get(name).cloned().map(Object::Workload),
+        ObjectKey::Policy(name) => catalog.policies.get(name).cloned().map(Object::Policy),
     }
 }
 
@@ -259,6 +262,7 @@ fn insert(catalog: &mut Catalog, object: Object) {
         Object::Node(node) => drop(catalog.nodes.insert(node.name.clone(), node)),
         Object::Service(service) => drop(catalog.services.insert(service.name.clone(), service)),
         Object::Workload(workload) => drop(catalog.workloads.insert(workload.name.clone(), workload)),
+        Object::Policy(policy) => drop(catalog.policies.insert(policy.name.clone(), policy)),
     }
 }
 
@@ -273,6 +277,8 @@ pub(super) fn deltas(old: &Catalog, new: &Catalog) -> Vec<Update> {
         _ => {}
     }
     changes(&old.nodes, &new.nodes, Object::Node, ObjectKey::Node, &mut updates, &mut removals);
+    // Policies before the workloads that they protect.
+    changes(&old.policies, &new.policies, Object::Policy, ObjectKey::Policy, &mut updates, &mut removals);
     changes(&old.workloads, &new.workloads, Object::Workload, ObjectKey::Workload, &mut updates, &mut removals);
     changes(&old.services, &new.services, Object::Service, ObjectKey::Service, &mut updates, &mut removals);
     updates.append(&mut removals);

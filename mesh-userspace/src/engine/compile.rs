@@ -92,7 +92,7 @@ impl Engine {
         match view {
             Some(view) => {
                 let backends = u32::try_from(view.endpoints.len()).unwrap_or(u32::MAX);
-                self.tables.frontends.insert(key, Frontend::new(view.index, backends, 0, 0));
+                self.tables.frontends.insert(key, Frontend::new(view.index, backends, 0, 0, 0));
                 published.insert(address, view);
             }
             None => {
@@ -177,7 +177,7 @@ fn range_key(range: IpNet) -> (u32, CidrKey) {
 /// A workload's mode under port 0, and its exceptions.
 fn guarded_ports(workload: &Workload) -> BTreeMap<u16, AppPort> {
     let mut ports: BTreeMap<u16, AppPort> =
-        workload.port_modes.iter().map(|(port, mode)| (*port, AppPort::new(*mode as u32))).collect();
-    ports.insert(0, AppPort::new(workload.mode as u32));
+        workload.port_modes.iter().map(|(port, mode)| (*port, AppPort::new(*mode as u32, 0))).collect();
+    ports.insert(0, AppPort::new(workload.mode as u32, 0));
     ports
 }

@@ -6,6 +6,7 @@
 mod compile;
 mod index;
 mod number;
+mod policy;
 mod shared_map;
 mod snapshot;
 mod tables;
@@ -16,6 +17,7 @@ mod properties;
 mod tests;
 
 pub(crate) use index::{SelectorIndex, selects};
+pub use policy::{GroupRule, PolicyGroup, RuleName};
 pub use shared_map::SharedMap;
 pub use snapshot::{Endpoint, FrontendView, Snapshot};
 pub use tables::{MapOp, Tables, diff};
@@ -98,6 +100,8 @@ impl Engine {
             Update::Upsert(Object::Node(node)) => self.change_node(&node.name.clone(), Some(node)),
             Update::Upsert(Object::Service(service)) => self.change_service(&service.name.clone(), Some(service)),
             Update::Upsert(Object::Workload(workload)) => self.change_workload(&workload.name.clone(), Some(workload)),
+            // The helper that owns the engine compiles policies here.
+            Update::Upsert(Object::Policy(_)) | Update::Remove(ObjectKey::Policy(_)) => {}
             Update::Remove(ObjectKey::Mesh) => self.change_mesh(None),
             Update::Remove(ObjectKey::Node(name)) => self.change_node(&name, None),
             Update::Remove(ObjectKey::Service(name)) => self.change_service(&name, None),

@@ -25,10 +25,10 @@ fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
             maps.cidrs.insert((128, CidrKey::new((*address).into())), CidrAction::CAPTURE);
         }
         if workload.node == *node && workload.netns.is_some() {
-            maps.app_ports.insert(AppPortKey::new((*address).into(), 0), AppPort::new(workload.mode as u32));
+            maps.app_ports.insert(AppPortKey::new((*address).into(), 0), AppPort::new(workload.mode as u32, 0));
             for (port, mode) in &workload.port_modes {
                 let key = AppPortKey::new((*address).into(), port.to_be());
-                maps.app_ports.insert(key, AppPort::new(*mode as u32));
+                maps.app_ports.insert(key, AppPort::new(*mode as u32, 0));
             }
         }
     }
@@ -156,6 +156,8 @@ fn apply(catalog: &mut Catalog, update: Update) {
         Update::Upsert(Object::Workload(workload)) => {
             drop(catalog.workloads.insert(workload.name.clone(), workload));
         }
+        Update::Upsert(Object::Policy(policy)) => drop(catalog.policies.insert(policy.name.clone(), policy)),
+        Update::Remove(ObjectKey::Policy(name)) => drop(catalog.policies.remove(&name)),
         Update::Remove(ObjectKey::Mesh) => catalog.mesh = None,
         Update::Remove(ObjectKey::Node(name)) => drop(catalog.nodes.remove(&name)),
         Update::Remove(ObjectKey::Service(name)) => drop(catalog.services.remove(&name)),
@@ -269,9 +271,9 @@ fn a_frontends_header_never_counts_slots_that_are_not_there() {
     let with_slots = |backends: u32| {
         let mut tables = Tables::default();
         let key = |slot| FrontendKey::new(Ip::from_v4([10, 96, 0, 1]), 80u16.to_be(), PROTO_TCP, slot);
-        tables.frontends.insert(key(0), Frontend::new(1, backends, 0, 0));
+        tables.frontends.insert(key(0), Frontend::new(1, backends, 0, 0, 0));
         for slot in 1..=backends {
-            tables.frontends.insert(key(slot), Frontend::new(1, 0, slot, 0));
+            tables.frontends.insert(key(slot), Frontend::new(1, 0, slot, 0, 0));
         }
         tables
     };

@@ -1,6 +1,6 @@
 //! What the proxy reads: one consistent, immutable picture of the mesh.
 
-use super::SharedMap;
+use super::{PolicyGroup, SharedMap};
 use crate::model::{Mesh, Node, NodeName, ObjectName, Service, ServicePort, Workload};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -35,6 +35,10 @@ pub struct Snapshot {
     pub(super) workloads: SharedMap<ObjectName, Arc<Workload>>,
     pub(super) frontends: SharedMap<SocketAddr, Arc<FrontendView>>,
     pub(super) addresses: SharedMap<IpAddr, Arc<Workload>>,
+    /// Of workloads that are in another group than the default one.
+    pub(super) groups: SharedMap<ObjectName, Arc<PolicyGroup>>,
+    /// By number, for what the kernel reports.
+    pub(super) groups_by_number: SharedMap<u32, Arc<PolicyGroup>>,
 }
 
 impl Snapshot {
@@ -64,6 +68,18 @@ impl Snapshot {
     #[must_use]
     pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
         self.services.get(name)
+    }
+
+    /// The policies of a workload.
+    #[must_use]
+    pub fn policies_of(&self, workload: &ObjectName) -> Arc<PolicyGroup> {
+        self.groups.get(workload).cloned().unwrap_or_default()
+    }
+
+    /// The policy group of a number that the kernel reports; `None` once no workload is in it.
+    #[must_use]
+    pub fn policy_group(&self, number: u32) -> Option<&Arc<PolicyGroup>> {
+        self.groups_by_number.get(&number)
     }
 
     /// Every node, meshed or not, in no useful order.

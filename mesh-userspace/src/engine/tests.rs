@@ -1,7 +1,9 @@
 //! The engine's rules, one example each.
 
 use super::*;
-use crate::model::{Mesh, Mode, Protocol, ServicePort, SpiffeId, TargetPort, TransportChoice, TrustDomain};
+use crate::model::{
+    DefaultAction, DeniedError, Mesh, Mode, Protocol, ServicePort, SpiffeId, TargetPort, TransportChoice, TrustDomain,
+};
 use mesh_common::Ip;
 use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, FrontendKey, PROTO_TCP};
 use std::collections::BTreeMap;
@@ -20,6 +22,8 @@ pub(super) fn mesh(exclude: &[&str]) -> Mesh {
         mode: Mode::Permissive,
         transport: TransportChoice::Auto,
         exclude: exclude.iter().map(|range| range.parse().unwrap()).collect(),
+        default_action: DefaultAction::Allow,
+        denied_error: DeniedError::AccessDenied,
     }
 }
 
@@ -46,10 +50,12 @@ pub(super) fn workload(called: &str, on: &str, addresses: &[&str]) -> Workload {
         node: NodeName::parse(on).unwrap(),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         netns: Some("/run/netns/x".into()),
+        cgroup: None,
         mode: Mode::Permissive,
         port_modes: BTreeMap::new(),
         ports: [("http".to_owned(), 8080)].into(),
         weight: 100,
+        default_action: DefaultAction::Allow,
     }
 }
 
@@ -157,8 +163,8 @@ fn only_this_nodes_meshed_workloads_are_local_and_guarded() {
     assert_eq!(tables.local.values().map(|w| w.name.name()).collect::<Vec<_>>(), ["a"]);
     let key = |port: u16| AppPortKey::new(Ip::from_v4([10, 0, 1, 2]), port.to_be());
     let expected = BTreeMap::from([
-        (key(0), AppPort::new(Mode::Strict as u32)),
-        (key(9090), AppPort::new(Mode::Permissive as u32)),
+        (key(0), AppPort::new(Mode::Strict as u32, 0)),
+        (key(9090), AppPort::new(Mode::Permissive as u32, 0)),
     ]);
     assert!(tables.app_ports.sorted().into_iter().eq(expected.iter()));
     let captured: Vec<_> =

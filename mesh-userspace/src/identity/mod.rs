@@ -15,6 +15,7 @@ mod material;
 mod name;
 mod refusal;
 mod sessions;
+mod source;
 mod tls;
 mod verify;
 
@@ -26,6 +27,7 @@ pub use error::IdentityError;
 pub use identities::Identities;
 pub use name::server_name;
 pub use refusal::PeerRefusal;
+pub use source::{Answer, CertificateSource, SignedChain, SigningRequest, SourceError, TrustBundle};
 
 /// The application protocol that both sides of a tunnel agree on.
 pub const ALPN: &[u8] = b"nodemesh/1";

@@ -1,6 +1,6 @@
 //! Mesh-wide settings and nodes.
 
-use super::{Mode, NodeName, TrustDomain};
+use super::{DefaultAction, DeniedError, Mode, NodeName, TrustDomain};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -23,6 +23,9 @@ pub struct Mesh {
     pub transport: TransportChoice,
     /// Destinations left alone even where the mesh would capture them.
     pub exclude: Vec<IpNet>,
+    /// What happens to connections that no policy decides, where neither workload nor namespace say.
+    pub default_action: DefaultAction,
+    pub denied_error: DeniedError,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

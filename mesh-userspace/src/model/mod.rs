@@ -2,6 +2,7 @@
 
 mod mesh;
 mod name;
+mod policy;
 mod service;
 mod spiffe;
 mod update;
@@ -9,6 +10,10 @@ mod workload;
 
 pub use mesh::{Mesh, Node, TransportChoice};
 pub use name::{InvalidName, NodeName, ObjectName};
+pub use policy::{
+    AuthorizationPolicy, DefaultAction, DeniedError, InvalidSpiffePattern, PolicyAction, PolicyTarget, Rule, Source,
+    SpiffePattern,
+};
 pub use service::{Protocol, Service, ServicePort, TargetPort};
 pub use spiffe::{InvalidSpiffeId, SpiffeId, TrustDomain};
 pub use update::{Catalog, Object, ObjectKey, Update};

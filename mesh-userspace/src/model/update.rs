@@ -1,6 +1,6 @@
 //! What a catalog source says: one snapshot, then deltas.
 
-use super::{Mesh, Node, NodeName, ObjectName, Service, Workload};
+use super::{AuthorizationPolicy, Mesh, Node, NodeName, ObjectName, Service, Workload};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ pub struct Catalog {
     pub nodes: BTreeMap<NodeName, Arc<Node>>,
     pub services: BTreeMap<ObjectName, Arc<Service>>,
     pub workloads: BTreeMap<ObjectName, Arc<Workload>>,
+    pub policies: BTreeMap<ObjectName, Arc<AuthorizationPolicy>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,7 @@ pub enum Object {
     Node(Arc<Node>),
     Service(Arc<Service>),
     Workload(Arc<Workload>),
+    Policy(Arc<AuthorizationPolicy>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +29,7 @@ pub enum ObjectKey {
     Node(NodeName),
     Service(ObjectName),
     Workload(ObjectName),
+    Policy(ObjectName),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

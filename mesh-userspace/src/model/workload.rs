@@ -1,7 +1,7 @@
 //! Workloads: what runs, where, under which identity.
 
-use super::{Mode, NodeName, ObjectName, SpiffeId};
-use std::collections::BTreeMap;
+use super::{DefaultAction, Mode, NodeName, ObjectName, SpiffeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -48,6 +48,9 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// The network namespace, as a path under which it can be opened; only needed on the workload's own node.
     pub netns: Option<PathBuf>,
+    /// The cgroup of a workload that runs in its node's own network namespace; such a workload has its node's address,
+    /// perhaps shared with others, and is in the mesh on the ports that it declares (`ports`, `port_modes`).
+    pub cgroup: Option<PathBuf>,
     pub mode: Mode,
     /// Overrides of `mode` per application port.
     pub port_modes: BTreeMap<u16, Mode>,
@@ -55,6 +58,8 @@ pub struct Workload {
     pub ports: BTreeMap<String, u16>,
     /// Share of new connections relative to the service's other endpoints; 0 takes none.
     pub weight: u32,
+    /// What happens to connections that no policy decides.
+    pub default_action: DefaultAction,
 }
 
 impl Workload {
@@ -62,6 +67,24 @@ impl Workload {
     #[must_use]
     pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
+    }
+
+    /// Whether it runs in its node's own network namespace.
+    #[must_use]
+    pub fn is_host_network(&self) -> bool {
+        self.cgroup.is_some()
+    }
+
+    /// The ports that it declares, in ascending order.
+    #[must_use]
+    pub fn declared_ports(&self) -> BTreeSet<u16> {
+        self.ports.values().chain(self.port_modes.keys()).copied().collect()
+    }
+
+    /// Its mode on a port.
+    #[must_use]
+    pub fn mode_of(&self, port: u16) -> Mode {
+        self.port_modes.get(&port).copied().unwrap_or(self.mode)
     }
 
     /// Whether the mesh carries this workload's traffic.

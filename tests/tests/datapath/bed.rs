@@ -249,7 +249,7 @@ impl Bed {
 }
 
 pub(crate) fn pod_entry(flags: u16) -> Pod {
-    Pod::new(ip(POD4), ip(POD6), 1, OUTBOUND.to_be(), flags)
+    Pod::new(ip(POD4), ip(POD6), 1, OUTBOUND.to_be(), flags, 2)
 }
 
 pub(crate) fn ip(text: &str) -> Ip {

@@ -21,7 +21,7 @@ const SERVICE: u32 = 42;
 pub(crate) fn frontend(address: &str, backends: u32) -> MapOp {
     let address = socket_address(address);
     let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
-    MapOp::SetFrontend(key, Frontend::new(SERVICE, backends, 0, 0))
+    MapOp::SetFrontend(key, Frontend::new(SERVICE, backends, 0, 0, 0))
 }
 
 fn range(address: &str, length: u32, action: CidrAction) -> MapOp {
@@ -273,7 +273,7 @@ fn a_pod_without_an_address_of_the_family_refuses() {
     let bed = Bed::new();
     let mut datapath = bed.armed();
     datapath.apply(&services()).unwrap();
-    let v4_only = Pod::new(ip(POD4), mesh_common::addr::Ip::UNSPECIFIED, 1, OUTBOUND.to_be(), 0);
+    let v4_only = Pod::new(ip(POD4), mesh_common::addr::Ip::UNSPECIFIED, 1, OUTBOUND.to_be(), 0, 2);
     datapath.arm_pod(bed.pod.cookie(), v4_only).unwrap();
     let error = connect(&bed.pod.socket(Domain::IPV6, Protocol::TCP), VIP6).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL));

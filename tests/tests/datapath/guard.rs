@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockAddr};
 use std::io::ErrorKind;
 
 fn mode(address: &str, port: u16, mode: Mode) -> MapOp {
-    MapOp::SetAppPort(AppPortKey::new(ip(address), port.to_be()), AppPort::new(mode as u32))
+    MapOp::SetAppPort(AppPortKey::new(ip(address), port.to_be()), AppPort::new(mode as u32, 0))
 }
 
 const FAMILIES: [(Domain, &str, &str); 2] = [(Domain::IPV4, POD4, NEIGHBOUR4), (Domain::IPV6, POD6, NEIGHBOUR6)];

@@ -176,7 +176,7 @@ fn cleaning_up_after_a_crash_leaves_nothing_and_may_be_repeated() {
 fn a_full_table_is_reported_and_what_was_half_written_is_made_right() {
     let bed = Bed::new();
     let mut datapath = bed.armed();
-    let port = |index: u32| MapOp::SetAppPort(app_port(index), AppPort::new(1));
+    let port = |index: u32| MapOp::SetAppPort(app_port(index), AppPort::new(1, 0));
     let entries = |datapath: &Datapath| {
         let usage = datapath.counters().map_usage();
         usage.iter().find(|usage| usage.name == maps::APPPORTS.name).unwrap().entries

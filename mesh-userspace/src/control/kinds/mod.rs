@@ -10,7 +10,9 @@ use super::Code;
 use super::diagnostic::{Findings, Position};
 use super::document::{Spec, title};
 use super::fields::{self, Fields, MODES, Use};
-use crate::model::{Mesh, Mode, Node, NodeName, ObjectKey, ObjectName, TransportChoice, TrustDomain};
+use crate::model::{
+    DefaultAction, DeniedError, Mesh, Mode, Node, NodeName, ObjectKey, ObjectName, TransportChoice, TrustDomain,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -139,6 +141,8 @@ pub(super) fn mesh(mut top: Fields, key: &mut Option<(ObjectKey, Position)>, fin
         mode: mode.unwrap_or(Some(Mode::Permissive))?,
         transport: transport.unwrap_or(Some(TransportChoice::Auto))?,
         exclude,
+        default_action: DefaultAction::default(),
+        denied_error: DeniedError::default(),
     })))
 }
 
