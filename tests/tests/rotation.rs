@@ -1,7 +1,7 @@
 //! Certificates that renew themselves under traffic, authorities that are rotated, and one that goes away.
 //!
 //! `cargo xtask test` runs [`traffic_survives_every_rotation`] for two minutes with certificates that live for six
-//! seconds; `cargo xtask test --soak` for ten minutes with twenty seconds.
+//! seconds; `cargo xtask soak` for ten minutes with twenty seconds.
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::catalog::NAMESPACE;
