@@ -57,6 +57,13 @@ pub fn peer_identity(certificates: &[CertificateDer<'_>]) -> Result<SpiffeId, Pe
     Ok(leaf.id)
 }
 
+/// When the leaf of a chain ends; `None` if there is none that can be read. Tells of a peer's chain and of this side's
+/// own: a connection should not outlive either.
+#[must_use]
+pub fn expiry(chain: &[CertificateDer<'_>]) -> Option<OffsetDateTime> {
+    validity(chain.first()?).ok().map(|(_, not_after)| not_after)
+}
+
 /// The trust domain that a root certificate claims (`spiffe://<trust-domain>`), if it claims any.
 pub(super) fn claimed_trust_domain(root: &CertificateDer<'_>) -> Result<Option<String>, PeerRefusal> {
     let parsed = parse(root)?;

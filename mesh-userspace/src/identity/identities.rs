@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use time::OffsetDateTime;
 
 /// Client configurations kept at once; beyond it the least recently used goes, and with it its sessions.
 const CLIENT_CONFIGS: usize = 4096;
@@ -82,6 +83,12 @@ impl Identities {
     #[must_use]
     pub fn has(&self, id: &SpiffeId) -> bool {
         self.shared.current.load().material.locals.contains_key(id)
+    }
+
+    /// When the certificate that this node presents as `id` ends; `None` if it has none.
+    #[must_use]
+    pub fn expiry_of(&self, id: &SpiffeId) -> Option<OffsetDateTime> {
+        self.shared.current.load().material.locals.get(id).map(|local| local.certificate.not_after)
     }
 
     /// The local identity that answers under a name ([`super::server_name`]): what a server has presented.

@@ -22,7 +22,7 @@ mod verify;
 #[cfg(test)]
 mod handshake_tests;
 
-pub use certificate::{Certificate, peer_identity};
+pub use certificate::{Certificate, expiry, peer_identity};
 pub use error::IdentityError;
 pub use identities::Identities;
 pub use name::server_name;
