@@ -5,23 +5,25 @@
 
 use crate::context::{self, Family};
 use crate::emit;
+use crate::host::{self, Caller};
 use crate::maps::{self, ORIG};
 use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::Ip;
-use mesh_common::capture::{self, Call, ECONNREFUSED, Refusal, Target, Verdict};
+use mesh_common::capture::{self, Call, EACCES, ECONNREFUSED, Refusal, Target, Verdict};
 use mesh_common::flow::OriginalDestination;
 use mesh_common::maps::CfgSlot;
 use mesh_common::outcome::Outcome;
+use mesh_common::service::Pod;
 
 /// Decides about a connect() and, if it is captured, rewrites it.
 #[inline(always)]
 pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusal> {
     // SAFETY: a plain helper call with the program's own context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    let Some(pod) = maps::pod(netns_cookie) else {
+    let Some(Caller { pod, cgroup, is_handed }) = caller(ctx, netns_cookie) else {
         return Ok(Verdict::Pass(Outcome::ConnectNotWorkload));
     };
     let destination = F::address(ctx);
@@ -37,26 +39,38 @@ pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusa
             Err(outcome) => return Ok(Verdict::Pass(outcome)),
         },
     };
+    if is_handed {
+        return Err(Refusal { outcome: Outcome::ConnectHanded, errno: EACCES });
+    }
     let now = now();
     let verdict = capture::capture(destination, &pod, daemon_is_silent(now))?;
     if let Verdict::Capture(listener) = verdict {
         let original = OriginalDestination::new(
             now,
             netns_cookie,
-            caller_cgroup(),
+            cgroup,
             destination,
             caller_pid(),
             target.service(),
             port_be,
             F::AF,
             pod.outbound_port_be(),
-            0,
+            if pod.flags() & Pod::HOST_NETWORK == 0 { 0 } else { OriginalDestination::ANNOUNCED },
         );
         remember(ctx, &original)?;
         rewrite::<F>(ctx, listener, pod.outbound_port_be());
         emit::trace!(ctx, "captured {:i}:{}", destination.octets(), u16::from_be(port_be));
     }
     Ok(verdict)
+}
+
+/// Which workload calls: its network namespace says it, or in the node's own its cgroup.
+#[inline(always)]
+fn caller(ctx: &SockAddrContext, netns_cookie: u64) -> Option<Caller> {
+    if let Some(pod) = maps::pod(netns_cookie) {
+        return Some(Caller { pod, cgroup: caller_cgroup(), is_handed: false });
+    }
+    host::caller(context::socket(ctx), netns_cookie)
 }
 
 /// Forgets what an earlier connect() of this socket recorded: after connect(AF_UNSPEC) a captured socket may go

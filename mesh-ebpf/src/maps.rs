@@ -63,6 +63,13 @@ pub(crate) fn pod(netns_cookie: u64) -> Option<Pod> {
     unsafe { PODS.get(netns_cookie) }.copied()
 }
 
+/// The workload of a cgroup in the node's own network namespace. A copy, as for `pod`.
+#[inline(always)]
+pub(crate) fn host(cgroup: u64) -> Option<Pod> {
+    // SAFETY: as for `pod`.
+    unsafe { HOSTS.get(cgroup) }.copied()
+}
+
 /// The header of a TCP frontend.
 #[inline(always)]
 pub(crate) fn frontend(addr: Ip, port_be: u16) -> Option<Frontend> {
@@ -85,6 +92,17 @@ pub(crate) fn mode(addr: Ip, port_be: u16) -> Option<u32> {
     }
     // SAFETY: as for `pod`.
     unsafe { APPPORTS.get(AppPortKey::new(addr, 0)) }.map(AppPort::mode)
+}
+
+/// The mode of a port of the node's own network namespace, as a number: at this address, else at any.
+#[inline(always)]
+pub(crate) fn node_mode(addr: Ip, port_be: u16) -> Option<u32> {
+    // SAFETY: as for `pod`.
+    if let Some(port) = unsafe { APPPORTS.get(AppPortKey::new(addr, port_be)) } {
+        return Some(port.mode());
+    }
+    // SAFETY: as for `pod`.
+    unsafe { APPPORTS.get(AppPortKey::new(Ip::UNSPECIFIED, port_be)) }.map(AppPort::mode)
 }
 
 /// Whether this connection was announced: by the daemon as its own delivery, or by [`announce`].
