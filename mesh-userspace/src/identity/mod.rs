@@ -6,8 +6,8 @@
 //! certificate is picked by the name that the client asks for ([`server_name`]); a name of no local identity ends the
 //! handshake.
 
-pub mod ca;
 mod bundle;
+pub mod ca;
 mod certificate;
 mod error;
 mod files;

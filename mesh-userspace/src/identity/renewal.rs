@@ -152,12 +152,8 @@ impl Renewal {
             return;
         }
         let life = until(now.wall, not_after);
-        let mut held = Held {
-            since: now.wall,
-            not_after,
-            renew_at: now.wall + life.mul_f64(0.5 * (0.9 + 0.2 * dice)),
-            epoch,
-        };
+        let mut held =
+            Held { since: now.wall, not_after, renew_at: now.wall + life.mul_f64(0.5 * (0.9 + 0.2 * dice)), epoch };
         if epoch < self.epoch {
             // The authority has changed while the answer was on its way.
             hasten(&mut held, now, dice);
