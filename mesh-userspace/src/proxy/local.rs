@@ -46,7 +46,8 @@ impl LocalWorkloads {
     #[must_use]
     pub fn all(&self) -> Vec<Arc<LocalWorkload>> {
         let by_address = self.0.load();
-        let first = |(address, local): &(&IpAddr, &Arc<LocalWorkload>)| local.workload.addresses.first() == Some(*address);
+        let first =
+            |(address, local): &(&IpAddr, &Arc<LocalWorkload>)| local.workload.addresses.first() == Some(*address);
         by_address.iter().filter(first).map(|(_, local)| local.clone()).collect()
     }
 

@@ -102,13 +102,7 @@ impl Outbound {
     }
 
     /// The destination decides, too; what it would refuse need not travel there.
-    fn authorize(
-        &self,
-        own: SocketAddr,
-        snapshot: &Snapshot,
-        route: &Route,
-        session: &Session,
-    ) -> Result<(), Failure> {
+    fn authorize(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route, session: &Session) -> Result<(), Failure> {
         let (endpoint, address) = (&route.endpoint.workload, route.endpoint.address);
         let known = snapshot.workload(&endpoint.name).filter(|known| known.uid == endpoint.uid);
         let destination = known.unwrap_or(endpoint);
@@ -118,7 +112,7 @@ impl Outbound {
             source: own,
             source_workload: Some(&self.local.workload),
             destination: address,
-            workload: destination,
+            workload: Some(destination),
         };
         self.context.reports.decided(&told, EnforcedBy::Source, &parties);
         if told.is_denied() {
