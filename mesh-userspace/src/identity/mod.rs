@@ -6,17 +6,16 @@
 //! certificate is picked by the name that the client asks for ([`server_name`]); a name of no local identity ends the
 //! handshake.
 
-pub mod ca;
-mod certificate;
+pub(crate) mod certificate;
 mod error;
-mod files;
+pub(crate) mod files;
 mod identities;
 mod material;
 mod name;
 mod refusal;
 mod sessions;
 mod source;
-mod tls;
+pub(crate) mod tls;
 mod verify;
 
 #[cfg(test)]
