@@ -7,10 +7,9 @@
 //! handshake.
 
 mod bundle;
-pub mod ca;
-mod certificate;
+pub(crate) mod certificate;
 mod error;
-mod files;
+pub(crate) mod files;
 mod generation;
 mod identities;
 mod locals;
@@ -21,7 +20,7 @@ mod renewal;
 mod sessions;
 mod source;
 mod status;
-mod tls;
+pub(crate) mod tls;
 mod verify;
 
 #[cfg(test)]
