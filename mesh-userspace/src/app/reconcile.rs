@@ -137,6 +137,7 @@ impl Reconciler {
         self.context.snapshot.store(desired.snapshot.clone());
         self.workloads.disarm_outdated(&desired.local, &mut self.datapath).await;
         self.datapath.apply(&diff(current, &desired)).context("cannot write the kernel's tables")?;
+        self.workloads.renumber(&mut self.datapath).context("cannot write the kernel's tables")?;
         self.workloads.want(desired.local.clone());
         *current = desired;
         for uid in self.ended.drain(..) {

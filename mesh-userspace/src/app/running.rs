@@ -3,7 +3,7 @@
 use super::reconcile::{Reconciler, Report};
 use super::workloads::Workloads;
 use super::{App, sources};
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Event};
 use crate::engine::Engine;
 use crate::identity::Identities;
 use crate::proxy::{Context, Inbound};
@@ -124,8 +124,10 @@ impl App {
         let (mut events, flows) = (self.datapath.events()?, self.flows.clone());
         tasks.spawn("events", async move {
             loop {
-                let record = events.next().await.context("cannot read the event buffer")?;
-                flows.closed(record.srtt_us(), record.retransmits());
+                match events.next().await.context("cannot read the event buffer")? {
+                    Event::Closed(record) => flows.closed(record.srtt_us(), record.retransmits()),
+                    Event::Verdict(record) => tracing::debug!(?record, "a hook's verdict"),
+                }
             }
         });
         if let Some(log) = self.datapath.kernel_log()? {
