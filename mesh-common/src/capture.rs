@@ -51,7 +51,8 @@ pub fn exemption(call: &Call, pod: &Pod, own_mark: u32) -> Option<Outcome> {
         Some(Outcome::ConnectOwn)
     } else if call.destination.is_loopback() || call.destination.is_unspecified() {
         Some(Outcome::ConnectLoopback)
-    } else if call.destination == pod.ip4() || call.destination == pod.ip6() {
+    } else if pod.flags() & Pod::HOST_NETWORK == 0 && (call.destination == pod.ip4() || call.destination == pod.ip6()) {
+        // In the node's own namespace the same address may be another workload's.
         Some(Outcome::ConnectSelf)
     } else {
         None
@@ -236,6 +237,14 @@ mod tests {
         for own in ["10.0.0.5", "::ffff:10.0.0.5", "fd00::5"] {
             assert_eq!(exemption(&call(own), &pod(0), mark), Some(Outcome::ConnectSelf), "{own}");
         }
+    }
+
+    #[test]
+    fn a_node_shares_its_address_with_its_workloads() {
+        for own in ["10.0.0.5", "fd00::5"] {
+            assert_eq!(exemption(&call(own), &pod(Pod::HOST_NETWORK), 0x539), None, "{own}");
+        }
+        assert_eq!(exemption(&call("127.0.0.1"), &pod(Pod::HOST_NETWORK), 0x539), Some(Outcome::ConnectLoopback));
     }
 
     #[test]

@@ -5,13 +5,14 @@
 
 use crate::context::{self, Family};
 use crate::emit;
+use crate::host::{self, Caller};
 use crate::maps::{self, ORIG};
 use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::Ip;
-use mesh_common::capture::{self, Call, ECONNREFUSED, Refusal, Target, Verdict};
+use mesh_common::capture::{self, Call, EACCES, ECONNREFUSED, Refusal, Target, Verdict};
 use mesh_common::event::VerdictRecord;
 use mesh_common::flow::OriginalDestination;
 use mesh_common::maps::CfgSlot;
@@ -20,23 +21,18 @@ use mesh_common::policy::source::AUTHENTICATED;
 use mesh_common::policy::{self, Arrival, Mode};
 use mesh_common::service::Pod;
 
-/// Who calls connect().
-struct Caller {
-    pod: Pod,
-    netns_cookie: u64,
-}
-
 /// Decides about a connect() and, if it is captured, rewrites it.
 #[inline(always)]
 pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusal> {
-    let Some(caller) = caller(ctx) else {
+    // SAFETY: a plain helper call with the program's own context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
+    let Some(Caller { pod, cgroup, is_handed }) = caller(ctx, netns_cookie) else {
         return Ok(Verdict::Pass(Outcome::ConnectNotWorkload));
     };
-    let Caller { pod, netns_cookie } = &caller;
     let destination = F::address(ctx);
     let port_be = context::port_be(ctx);
     let call = Call { protocol: context::protocol(ctx), mark: context::mark(ctx), destination };
-    if let Some(outcome) = capture::exemption(&call, pod, maps::setting(CfgSlot::OwnMark) as u32) {
+    if let Some(outcome) = capture::exemption(&call, &pod, maps::setting(CfgSlot::OwnMark) as u32) {
         return Ok(Verdict::Pass(outcome));
     }
     let target = match maps::frontend(destination, port_be) {
@@ -46,22 +42,25 @@ pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusa
             Err(outcome) => return Ok(Verdict::Pass(outcome)),
         },
     };
+    if is_handed {
+        return Err(Refusal { outcome: Outcome::ConnectHanded, errno: EACCES });
+    }
     // Before the daemon is looked for: a workload that fails open is held to policy nevertheless.
-    authorize(&caller, &target, destination, port_be)?;
+    authorize(&pod, netns_cookie, &target, destination, port_be)?;
     let now = now();
-    let verdict = capture::capture(destination, pod, daemon_is_silent(now))?;
+    let verdict = capture::capture(destination, &pod, daemon_is_silent(now))?;
     if let Verdict::Capture(listener) = verdict {
         let original = OriginalDestination::new(
             now,
-            *netns_cookie,
-            caller_cgroup(),
+            netns_cookie,
+            cgroup,
             destination,
             caller_pid(),
             target.service,
             port_be,
             F::AF,
             pod.outbound_port_be(),
-            0,
+            if pod.flags() & Pod::HOST_NETWORK == 0 { 0 } else { OriginalDestination::ANNOUNCED },
         );
         remember(ctx, &original)?;
         rewrite::<F>(ctx, listener, pod.outbound_port_be());
@@ -70,23 +69,24 @@ pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusa
     Ok(verdict)
 }
 
-/// The workload that calls, if it is one of this node's.
+/// Which workload calls: its network namespace says it, or in the node's own its cgroup.
 #[inline(always)]
-fn caller(ctx: &SockAddrContext) -> Option<Caller> {
-    // SAFETY: a plain helper call with the program's own context.
-    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    Some(Caller { pod: maps::pod(netns_cookie)?, netns_cookie })
+fn caller(ctx: &SockAddrContext, netns_cookie: u64) -> Option<Caller> {
+    if let Some(pod) = maps::pod(netns_cookie) {
+        return Some(Caller { pod, cgroup: caller_cgroup(), is_handed: false });
+    }
+    host::caller(context::socket(ctx), netns_cookie)
 }
 
 /// Refuses at once what the destination would refuse later. It is a courtesy: what the kernel cannot tell here, or a
 /// process gets around, is decided at the destination.
 #[inline(always)]
-fn authorize(caller: &Caller, target: &Target, destination: Ip, port_be: u16) -> Result<(), Refusal> {
+fn authorize(pod: &Pod, netns_cookie: u64, target: &Target, destination: Ip, port_be: u16) -> Result<(), Refusal> {
     if target.group == 0 {
         return Ok(());
     }
-    let (group, identity) = (target.group, caller.pod.identity());
-    let source = capture::own_address(&caller.pod, destination);
+    let (group, identity) = (target.group, pod.identity());
+    let source = capture::own_address(pod, destination);
     let sources = [AUTHENTICATED, identity, maps::class(group, source)];
     let matched = policy::join(group, sources, target.port_be, maps::matched);
     let decision = policy::decide(Some(Mode::Strict), Arrival::Authenticated, &matched);
@@ -94,7 +94,7 @@ fn authorize(caller: &Caller, target: &Target, destination: Ip, port_be: u16) ->
     if let Err(Refusal { outcome, .. }) = answer {
         emit::verdict(&VerdictRecord::new(
             now(),
-            caller.netns_cookie,
+            netns_cookie,
             source,
             destination,
             outcome as u32,

@@ -64,6 +64,13 @@ pub(crate) fn pod(netns_cookie: u64) -> Option<Pod> {
     unsafe { PODS.get(netns_cookie) }.copied()
 }
 
+/// The workload of a cgroup in the node's own network namespace. A copy, as for `pod`.
+#[inline(always)]
+pub(crate) fn host(cgroup: u64) -> Option<Pod> {
+    // SAFETY: as for `pod`.
+    unsafe { HOSTS.get(cgroup) }.copied()
+}
+
 /// The header of a TCP frontend.
 #[inline(always)]
 pub(crate) fn frontend(addr: Ip, port_be: u16) -> Option<Frontend> {
@@ -100,6 +107,17 @@ pub(crate) fn class(group: u32, addr: Ip) -> u32 {
 pub(crate) fn matched(key: &VerdictKey) -> Option<Matched> {
     // SAFETY: as for `pod`.
     unsafe { VERDICTS.get(key) }.copied()
+}
+
+/// What guards a port of the node's own network namespace: at this address, else at any.
+#[inline(always)]
+pub(crate) fn node_app_port(addr: Ip, port_be: u16) -> Option<AppPort> {
+    // SAFETY: as for `pod`.
+    if let Some(port) = unsafe { APPPORTS.get(AppPortKey::new(addr, port_be)) } {
+        return Some(*port);
+    }
+    // SAFETY: as for `pod`.
+    unsafe { APPPORTS.get(AppPortKey::new(Ip::UNSPECIFIED, port_be)) }.copied()
 }
 
 /// Whether this connection was announced: by the daemon as its own delivery, or by [`announce`].

@@ -1,4 +1,7 @@
 //! sk_lookup in a workload's namespace: the destination's guard. It runs for the first packet of a connection only.
+//!
+//! In the node's own namespace (`NODE`) it guards only the ports that workloads there declare, at every address but
+//! loopback: one that nobody thought of must not be a way around. That a connection comes from there proves nothing.
 
 use crate::context::{self, Arriving};
 use crate::{emit, maps};
@@ -13,15 +16,24 @@ use mesh_common::service::{BypassKey, PROTO_TCP};
 
 /// Decides whether the connection may look for its listener, and what to count.
 #[inline(always)]
-pub(crate) fn decide(ctx: &SkLookupContext) -> (Verdict, Outcome) {
+pub(crate) fn decide<const NODE: bool>(ctx: &SkLookupContext) -> (Verdict, Outcome) {
     let connection = context::arriving(ctx);
     if connection.protocol != u32::from(PROTO_TCP) {
         return (Verdict::Pass, Outcome::LookupNotTcp);
     }
     let local_port_be = (connection.local_port as u16).to_be();
-    let app_port = maps::app_port(connection.local, local_port_be);
+    let app_port = if NODE {
+        maps::node_app_port(connection.local, local_port_be)
+    } else {
+        maps::app_port(connection.local, local_port_be)
+    };
     let mode = app_port.map(|app_port| Mode::from_number(app_port.mode()));
-    let arrival = if capture::is_self_traffic(connection.remote, connection.local) {
+    let is_self = if NODE {
+        connection.local.is_loopback()
+    } else {
+        capture::is_self_traffic(connection.remote, connection.local)
+    };
+    let arrival = if is_self {
         Arrival::SelfTraffic
     } else {
         let arrival = capture::arrival(connection.local_port, maps::setting(CfgSlot::OutboundPort));

@@ -34,6 +34,7 @@ impl Engine {
         for address in self.frontends.keys().copied().collect::<Vec<_>>() {
             self.refresh_frontend(address);
         }
+        self.refresh_host_frontends();
     }
 
     /// Computes a service's endpoints and claims its frontends.
@@ -74,7 +75,8 @@ impl Engine {
         let port = target_port(workload, target)?;
         let address = workload.addresses.iter().map(IpAddr::to_canonical).find(|ip| ip.is_ipv4() == vip.is_ipv4())?;
         // Only meshed workloads claim addresses, and one that lost the claim is not reached under it.
-        let owns_address = self.addresses.winner(&address).is_some_and(|owner| owner.name == workload.name);
+        let owner = self.addresses.winner(&address).or_else(|| self.host_at(SocketAddr::new(address, port)));
+        let owns_address = owner.is_some_and(|owner| owner.name == workload.name);
         let usable = owns_address && workload.weight > 0 && self.tables.snapshot.nodes.contains_key(&workload.node);
         usable.then(|| Endpoint {
             workload: Arc::clone(workload),
@@ -86,6 +88,7 @@ impl Engine {
     pub(super) fn refresh_frontend(&mut self, address: SocketAddr) {
         let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
         let view = self.frontends.winner(&address).filter(|_| !self.is_excluded(address.ip())).cloned();
+        let host = self.host_frontend(address).filter(|_| !self.is_excluded(address.ip()));
         let published = Arc::make_mut(&mut self.tables.snapshot);
         match view {
             Some(view) => {
@@ -95,8 +98,11 @@ impl Engine {
                 published.frontends.insert(address, view);
             }
             None => {
-                self.tables.frontends.remove(&key);
                 published.frontends.remove(&address);
+                match host {
+                    Some(host) => self.tables.frontends.insert(key, host),
+                    None => self.tables.frontends.remove(&key),
+                };
             }
         }
     }
@@ -141,6 +147,14 @@ impl Engine {
                 self.tables.app_ports.insert(AppPortKey::new(address.into(), port.to_be()), mode);
             }
         }
+        self.refresh_hosts_at(address);
+    }
+
+    /// What guards a port of the workload of this node that has an address to itself.
+    pub(super) fn guard_at(&self, address: SocketAddr) -> Option<AppPort> {
+        let owner = self.addresses.winner(&address.ip()).filter(|workload| self.is_local(workload))?;
+        let group = self.tables.snapshot.group_number(&owner.name);
+        guarded_ports(owner, group).remove(&address.port())
     }
 
     pub(super) fn refresh_local(&mut self, uid: &WorkloadUid) {

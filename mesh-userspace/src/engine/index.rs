@@ -3,6 +3,7 @@
 use crate::model::{AuthorizationPolicy, ObjectName, PolicyTarget, Service, Workload};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// A namespace and one label that must hold there.
@@ -184,5 +185,9 @@ impl<K: Ord, V> Claims<K, V> {
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.claims.keys()
+    }
+
+    pub(crate) fn keys_within(&self, range: RangeInclusive<K>) -> impl Iterator<Item = &K> {
+        self.claims.range(range).map(|(key, _)| key)
     }
 }
