@@ -25,6 +25,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod daemon;
 mod ip;
+pub mod joined;
 pub mod kernel;
 pub mod namespace;
 pub mod observe;
