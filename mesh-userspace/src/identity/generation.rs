@@ -70,9 +70,9 @@ impl Generation {
 
     /// Lets go of what presents certificates that `locals` does not hold.
     pub(super) fn retain(&self, locals: &Locals) {
-        self.clients().configs.retain(|(source, _), made| {
-            locals.get(source).is_some_and(|local| local.number == made.certificate)
-        });
+        self.clients()
+            .configs
+            .retain(|(source, _), made| locals.get(source).is_some_and(|local| local.number == made.certificate));
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {

@@ -6,18 +6,20 @@
 //! certificate is picked by the name that the client asks for ([`server_name`]); a name of no local identity ends the
 //! handshake.
 
-pub mod ca;
 mod bundle;
+pub mod ca;
 mod certificate;
 mod error;
 mod files;
 mod generation;
 mod identities;
+mod issuer;
 mod locals;
 mod material;
 mod name;
 mod refusal;
 mod renewal;
+mod request;
 mod sessions;
 mod source;
 mod status;
@@ -26,11 +28,14 @@ mod verify;
 
 #[cfg(test)]
 mod handshake_tests;
+#[cfg(test)]
+mod scripted_source;
 
 pub use bundle::Root;
 pub use certificate::{Certificate, expiry, peer_identity, pem};
 pub use error::IdentityError;
 pub use identities::{Identities, Orders};
+pub use issuer::Issuer;
 pub use name::server_name;
 pub use refusal::PeerRefusal;
 pub use source::{Answer, CertificateSource, SignedChain, SigningRequest, SourceError, TrustBundle};

@@ -3,6 +3,7 @@
 
 pub mod access_log;
 pub mod catalog;
+pub mod certificates;
 pub mod connections;
 pub mod datapath;
 mod exposition;
