@@ -107,4 +107,11 @@ impl Snapshot {
     pub fn frontends(&self) -> &SharedMap<SocketAddr, Arc<FrontendView>> {
         &self.frontends
     }
+
+    /// Whether every connection between workloads has the same verdict here and there, as far as can be told without
+    /// looking at connections: workloads, their addresses and their policies are the same.
+    #[must_use]
+    pub fn judges_like(&self, other: &Self) -> bool {
+        self.workloads == other.workloads && self.addresses == other.addresses && self.groups == other.groups
+    }
 }

@@ -4,13 +4,18 @@ mod failure;
 mod inbound;
 mod local;
 mod outbound;
+mod registry;
 mod relay;
+mod report;
 mod session;
+pub mod verdict;
 
 pub use failure::Failure;
 pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
 pub use outbound::Outbound;
+pub use registry::{Cut, Registry};
+pub use report::Reports;
 
 use crate::engine::Snapshot;
 use crate::model::NodeName;
@@ -34,6 +39,10 @@ pub struct Context {
     pub connect_timeout: Duration,
     pub metrics: ConnectionMetrics,
     pub live: LiveConnections,
+    /// What policy said, counted and logged.
+    pub reports: Reports,
+    /// What a change of policy must reach.
+    pub registry: Registry,
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
 }
