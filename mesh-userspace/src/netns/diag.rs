@@ -140,11 +140,7 @@ impl SocketTable {
     }
 
     /// Hands each message of one answer on, with its type; returns whether more is to come, as the last one said.
-    fn receive(
-        &self,
-        buffer: &mut [u8],
-        mut each: impl FnMut(u16, &[u8]) -> io::Result<bool>,
-    ) -> io::Result<bool> {
+    fn receive(&self, buffer: &mut [u8], mut each: impl FnMut(u16, &[u8]) -> io::Result<bool>) -> io::Result<bool> {
         let (_, length) = loop {
             match recv(&self.0, &mut *buffer, RecvFlags::empty()) {
                 Err(Errno::INTR) => {}

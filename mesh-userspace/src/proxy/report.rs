@@ -48,11 +48,8 @@ impl Reports {
 
     fn beside(&self, told: &NamedVerdict, by: EnforcedBy, parties: &Parties<'_>) {
         if let Some(audit) = &told.audit {
-            let ruling = Ruling {
-                policy: Some(audit.policy.clone()),
-                rule: Some(audit.rule.clone()),
-                ..told.ruling.clone()
-            };
+            let ruling =
+                Ruling { policy: Some(audit.policy.clone()), rule: Some(audit.rule.clone()), ..told.ruling.clone() };
             self.count("audit", &ruling, by, parties.workload);
             self.log("audit", &ruling, by, parties);
         }

@@ -171,10 +171,8 @@ mod tests {
 
     #[test]
     fn of_several_policies_that_do_not_allow_none_is_blamed() {
-        let rules = vec![
-            rule("a", "0", PolicyAction::Allow, Some("good")),
-            rule("b", "0", PolicyAction::Allow, Some("fine")),
-        ];
+        let rules =
+            vec![rule("a", "0", PolicyAction::Allow, Some("good")), rule("b", "0", PolicyAction::Allow, Some("fine"))];
         let group = PolicyGroup { number: 7, flags: Group::HAS_ALLOW, rules };
         assert_eq!(verdict(&group, "other").ruling.to_string(), "deny: not_allowed");
     }
@@ -182,7 +180,8 @@ mod tests {
     #[test]
     fn audit_and_dry_run_are_told_beside_the_verdict() {
         let trial = GroupRule { dry_run: true, ..rule("trial", "soon", PolicyAction::Deny, Some("old")) };
-        let group = PolicyGroup { number: 7, flags: 0, rules: vec![rule("log", "all", PolicyAction::Audit, None), trial] };
+        let group =
+            PolicyGroup { number: 7, flags: 0, rules: vec![rule("log", "all", PolicyAction::Audit, None), trial] };
         let told = verdict(&group, "old");
         assert_eq!(told.ruling.to_string(), "allow: default_allow");
         assert_eq!(told.audit.unwrap().policy.to_string(), "shop/log");

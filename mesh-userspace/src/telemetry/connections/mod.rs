@@ -192,11 +192,7 @@ impl ConnectionMetrics {
     }
 
     /// With other bounded families, whose sizes are told, and whose idle series expire, together with those here.
-    pub(super) fn register_with(
-        registry: &mut Registry,
-        limits: Limits,
-        others: Vec<Arc<dyn BoundedFamily>>,
-    ) -> Self {
+    pub(super) fn register_with(registry: &mut Registry, limits: Limits, others: Vec<Arc<dyn BoundedFamily>>) -> Self {
         let store = Arc::new(Store::new(limits));
         let others: Arc<[_]> = others.into();
         registry.register_collector(Box::new(collect::Collector::new(store.clone(), others.clone())));
