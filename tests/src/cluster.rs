@@ -128,12 +128,12 @@ impl Cluster {
             .run_in(daemon.place())
     }
 
-    /// Runs `mesh-probe` with these arguments in a pod and reads its report, also that of a failure.
+    /// Runs `mesh-probe` with these arguments in a pod (or as a host process) and reads its report, also that of a failure.
     ///
     /// # Errors
     /// If it cannot be started or prints no report.
     pub fn attempt(&self, pod: &str, arguments: &[&str]) -> Result<Call> {
-        Program::probe(arguments).run_in(self.world.pod(pod))?.json()
+        Program::probe(arguments).run_in(self.world.place(pod))?.json()
     }
 
     /// Waits until a pod of the mesh gets an answer of a service over both families: its catalog has arrived on both

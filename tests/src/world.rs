@@ -9,6 +9,7 @@
 use crate::cgroup::Cgroup;
 use crate::namespace::Namespace;
 use crate::owner::Owner;
+use crate::program::Place;
 use crate::sweep;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -25,14 +26,22 @@ const MAX_NAME: usize = 15;
 #[derive(Clone, Debug)]
 pub struct Topology {
     name: String,
-    nodes: Vec<(String, Vec<String>)>,
+    nodes: Vec<Plan>,
+}
+
+/// What a node is to hold.
+#[derive(Clone, Debug)]
+struct Plan {
+    name: String,
+    pods: Vec<String>,
+    hosts: Vec<String>,
 }
 
 impl Topology {
     /// Adds a node; the pods that follow run on it.
     #[must_use]
     pub fn node(mut self, name: &str) -> Self {
-        self.nodes.push((name.to_owned(), Vec::new()));
+        self.nodes.push(Plan { name: name.to_owned(), pods: Vec::new(), hosts: Vec::new() });
         self
     }
 
@@ -42,8 +51,19 @@ impl Topology {
     /// If there is no node yet.
     #[must_use]
     pub fn pod(mut self, name: &str) -> Self {
-        let (_, pods) = self.nodes.last_mut().expect("a pod needs a node: call .node(..) first");
-        pods.push(name.to_owned());
+        let node = self.nodes.last_mut().expect("a pod needs a node: call .node(..) first");
+        node.pods.push(name.to_owned());
+        self
+    }
+
+    /// Adds a place for processes in the network namespace of the node named last, as of a systemd unit there.
+    ///
+    /// # Panics
+    /// If there is no node yet.
+    #[must_use]
+    pub fn host(mut self, name: &str) -> Self {
+        let node = self.nodes.last_mut().expect("a unit needs a node: call .node(..) first");
+        node.hosts.push(name.to_owned());
         self
     }
 
@@ -68,6 +88,7 @@ pub struct World {
     // Dropped in this order: processes first, then namespaces, then files.
     cgroup: Cgroup,
     pods: BTreeMap<String, Pod>,
+    hosts: BTreeMap<String, Host>,
     nodes: BTreeMap<String, Node>,
     switch: Namespace,
     folder: Folder,
@@ -83,6 +104,8 @@ pub struct Node {
     namespace: Namespace,
     daemon_cgroup: PathBuf,
     pods_cgroup: PathBuf,
+    /// Of its units, if it has any.
+    system_cgroup: Option<PathBuf>,
     folder: PathBuf,
 }
 
@@ -95,6 +118,15 @@ pub struct Pod {
     v4: Ipv4Addr,
     v6: Ipv6Addr,
     cgroup: PathBuf,
+}
+
+/// A place in the node's own network namespace: a control group of its own, the node's addresses.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    node: String,
+    place: Place,
+    addresses: [IpAddr; 2],
 }
 
 /// The world's files; dropping it unmounts what daemons mounted inside, and removes it.
@@ -132,14 +164,18 @@ impl World {
             "link add name br0 type bridge forward_delay 0 mcast_snooping 0".into(),
             "link set dev br0 up".into(),
         ])?;
-        let mut world = Self { cgroup, pods: BTreeMap::new(), nodes: BTreeMap::new(), switch, folder, owner };
-        for (number, (name, _)) in (1..).zip(&topology.nodes) {
-            world.add_node(name, number)?;
+        let (pods, hosts, nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut world = Self { cgroup, pods, hosts, nodes, switch, folder, owner };
+        for (number, plan) in (1..).zip(&topology.nodes) {
+            world.add_node(&plan.name, number)?;
         }
         world.connect_nodes()?;
-        for (node, pods) in &topology.nodes {
-            for pod in pods {
-                world.add_pod(node, pod)?;
+        for plan in &topology.nodes {
+            for pod in &plan.pods {
+                world.add_pod(&plan.name, pod)?;
+            }
+            for host in &plan.hosts {
+                world.add_host(&plan.name, host)?;
             }
         }
         Ok(world)
@@ -159,6 +195,22 @@ impl World {
         self.pods.get(name).unwrap_or_else(|| panic!("this world has no pod {name:?}"))
     }
 
+    /// # Panics
+    /// If there is no such place in a node's own namespace.
+    #[must_use]
+    pub fn host(&self, name: &str) -> &Host {
+        self.hosts.get(name).unwrap_or_else(|| panic!("this world has no host process {name:?}"))
+    }
+
+    /// Where a pod, or a host process, runs.
+    ///
+    /// # Panics
+    /// If there is neither of this name.
+    #[must_use]
+    pub fn place(&self, name: &str) -> Place {
+        self.pods.get(name).map_or_else(|| self.host(name).into(), Place::from)
+    }
+
     /// All nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
@@ -167,6 +219,11 @@ impl World {
     /// All pods, by name.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values()
+    }
+
+    /// All places in nodes' own namespaces, by name.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.values()
     }
 
     /// The switch's namespace: its link to a node has the node's name and carries all that the node sends and receives.
@@ -215,6 +272,35 @@ impl World {
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
     }
 
+    /// Adds a place in a node's own namespace, also while everything runs, or makes one anew that was removed.
+    ///
+    /// # Errors
+    /// If there is no such node, or a pod of that name.
+    pub fn add_host(&mut self, node: &str, name: &str) -> Result<&Host> {
+        check_name(name)?;
+        ensure!(!self.pods.contains_key(name), "there is a pod {name} already");
+        let node = self.nodes.get_mut(node).with_context(|| format!("this world has no node {node:?}"))?;
+        let system = self.cgroup.child(&format!("{}/system", node.name))?;
+        let cgroup = self.cgroup.child(&format!("{}/system/{name}", node.name))?;
+        node.system_cgroup = Some(system);
+        let host = Host {
+            name: name.to_owned(),
+            node: node.name.clone(),
+            place: Place { namespace: node.namespace.path().to_owned(), cgroup },
+            addresses: [node.v4().into(), node.v6().into()],
+        };
+        Ok(self.hosts.entry(name.to_owned()).insert_entry(host).into_mut())
+    }
+
+    /// Removes the processes and the control group of a place in a node's own namespace.
+    ///
+    /// # Errors
+    /// If there is none, or its processes do not end.
+    pub fn remove_host(&mut self, name: &str) -> Result<()> {
+        let host = self.hosts.remove(name).with_context(|| format!("this world has no host process {name:?}"))?;
+        crate::cgroup::remove(&host.place.cgroup)
+    }
+
     /// Removes a pod: its processes, its control group, the name of its namespace. Returns the link at the node's end,
     /// which disappears with the namespace: see [`Node::has_link`].
     ///
@@ -238,6 +324,7 @@ impl World {
             next_pod: FIRST_POD,
             daemon_cgroup: self.cgroup.child(&format!("{name}/daemon"))?,
             pods_cgroup: self.cgroup.child(&format!("{name}/pods"))?,
+            system_cgroup: None,
             namespace,
             folder,
         };
@@ -322,6 +409,12 @@ impl Node {
         &self.pods_cgroup
     }
 
+    /// The control groups that the daemon attaches to: that of its pods, and that of its units if it has any.
+    #[must_use]
+    pub fn workload_cgroups(&self) -> Vec<&Path> {
+        std::iter::once(&self.pods_cgroup).chain(&self.system_cgroup).map(PathBuf::as_path).collect()
+    }
+
     /// Whether it has a link of this name; a pod's link goes when the pod's namespace does.
     ///
     /// # Errors
@@ -369,6 +462,37 @@ impl Pod {
     #[must_use]
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+}
+
+impl Host {
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Name of the node that it runs on.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The node's addresses, IPv4 first.
+    #[must_use]
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        self.addresses
+    }
+
+    /// Where its processes run.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        &self.place.cgroup
+    }
+}
+
+impl From<&Host> for Place {
+    fn from(host: &Host) -> Self {
+        host.place.clone()
     }
 }
 
