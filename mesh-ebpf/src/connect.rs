@@ -24,14 +24,15 @@ use mesh_common::service::Pod;
 /// Decides about a connect() and, if it is captured, rewrites it.
 #[inline(always)]
 pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusal> {
-    let Some(caller) = caller(ctx) else {
+    // SAFETY: a plain helper call with the program's own context.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
+    let Some(Caller { pod, cgroup, is_handed }) = caller(ctx, netns_cookie) else {
         return Ok(Verdict::Pass(Outcome::ConnectNotWorkload));
     };
-    let Caller { pod, netns_cookie, .. } = &caller;
     let destination = F::address(ctx);
     let port_be = context::port_be(ctx);
     let call = Call { protocol: context::protocol(ctx), mark: context::mark(ctx), destination };
-    if let Some(outcome) = capture::exemption(&call, pod, maps::setting(CfgSlot::OwnMark) as u32) {
+    if let Some(outcome) = capture::exemption(&call, &pod, maps::setting(CfgSlot::OwnMark) as u32) {
         return Ok(Verdict::Pass(outcome));
     }
     let target = match maps::frontend(destination, port_be) {
@@ -41,18 +42,18 @@ pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusa
             Err(outcome) => return Ok(Verdict::Pass(outcome)),
         },
     };
-    if caller.is_handed {
+    if is_handed {
         return Err(Refusal { outcome: Outcome::ConnectHanded, errno: EACCES });
     }
     // Before the daemon is looked for: a workload that fails open is held to policy nevertheless.
-    authorize(&caller, &target, destination, port_be)?;
+    authorize(&pod, netns_cookie, &target, destination, port_be)?;
     let now = now();
-    let verdict = capture::capture(destination, pod, daemon_is_silent(now))?;
+    let verdict = capture::capture(destination, &pod, daemon_is_silent(now))?;
     if let Verdict::Capture(listener) = verdict {
         let original = OriginalDestination::new(
             now,
-            *netns_cookie,
-            caller.cgroup,
+            netns_cookie,
+            cgroup,
             destination,
             caller_pid(),
             target.service,
@@ -68,26 +69,24 @@ pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusa
     Ok(verdict)
 }
 
-/// The workload that calls, if it is one of this node's: its network namespace says it, or in the node's own its cgroup.
+/// Which workload calls: its network namespace says it, or in the node's own its cgroup.
 #[inline(always)]
-fn caller(ctx: &SockAddrContext) -> Option<Caller> {
-    // SAFETY: a plain helper call with the program's own context.
-    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    match maps::pod(netns_cookie) {
-        Some(pod) => Some(Caller { pod, netns_cookie, cgroup: caller_cgroup(), is_handed: false }),
-        None => host::caller(context::socket(ctx), netns_cookie),
+fn caller(ctx: &SockAddrContext, netns_cookie: u64) -> Option<Caller> {
+    if let Some(pod) = maps::pod(netns_cookie) {
+        return Some(Caller { pod, cgroup: caller_cgroup(), is_handed: false });
     }
+    host::caller(context::socket(ctx), netns_cookie)
 }
 
 /// Refuses at once what the destination would refuse later. It is a courtesy: what the kernel cannot tell here, or a
 /// process gets around, is decided at the destination.
 #[inline(always)]
-fn authorize(caller: &Caller, target: &Target, destination: Ip, port_be: u16) -> Result<(), Refusal> {
+fn authorize(pod: &Pod, netns_cookie: u64, target: &Target, destination: Ip, port_be: u16) -> Result<(), Refusal> {
     if target.group == 0 {
         return Ok(());
     }
-    let (group, identity) = (target.group, caller.pod.identity());
-    let source = capture::own_address(&caller.pod, destination);
+    let (group, identity) = (target.group, pod.identity());
+    let source = capture::own_address(pod, destination);
     let sources = [AUTHENTICATED, identity, maps::class(group, source)];
     let matched = policy::join(group, sources, target.port_be, maps::matched);
     let decision = policy::decide(Some(Mode::Strict), Arrival::Authenticated, &matched);
@@ -95,7 +94,7 @@ fn authorize(caller: &Caller, target: &Target, destination: Ip, port_be: u16) ->
     if let Err(Refusal { outcome, .. }) = answer {
         emit::verdict(&VerdictRecord::new(
             now(),
-            caller.netns_cookie,
+            netns_cookie,
             source,
             destination,
             outcome as u32,

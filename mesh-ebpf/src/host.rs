@@ -15,7 +15,6 @@ use mesh_common::service::{PROTO_TCP, Pod};
 /// The workload that calls connect().
 pub(crate) struct Caller {
     pub(crate) pod: Pod,
-    pub(crate) netns_cookie: u64,
     /// See `OriginalDestination::cgroup`.
     pub(crate) cgroup: u64,
     /// Nobody can say that it is this workload's: the connect may not go into the mesh.
@@ -66,8 +65,8 @@ pub(crate) fn caller(socket: *mut bpf_sock, netns_cookie: u64) -> Option<Caller>
     let (cgroup, pod) = user.or(maker)?;
     match host::attribute(maker_cgroup, user_cgroup) {
         Attribution::Nobody => None,
-        Attribution::Workload(_) => Some(Caller { pod, netns_cookie, cgroup, is_handed: false }),
-        Attribution::Handed => Some(Caller { pod, netns_cookie, cgroup, is_handed: true }),
+        Attribution::Workload(_) => Some(Caller { pod, cgroup, is_handed: false }),
+        Attribution::Handed => Some(Caller { pod, cgroup, is_handed: true }),
     }
 }
 

@@ -109,9 +109,9 @@ pub(crate) fn matched(key: &VerdictKey) -> Option<Matched> {
     unsafe { VERDICTS.get(key) }.copied()
 }
 
-/// Mode and policy group of a port of the node's own network namespace: at this address, else at any.
+/// What guards a port of the node's own network namespace: at this address, else at any.
 #[inline(always)]
-pub(crate) fn node_port(addr: Ip, port_be: u16) -> Option<AppPort> {
+pub(crate) fn node_app_port(addr: Ip, port_be: u16) -> Option<AppPort> {
     // SAFETY: as for `pod`.
     if let Some(port) = unsafe { APPPORTS.get(AppPortKey::new(addr, port_be)) } {
         return Some(*port);

@@ -23,7 +23,7 @@ pub(crate) fn decide<const NODE: bool>(ctx: &SkLookupContext) -> (Verdict, Outco
     }
     let local_port_be = (connection.local_port as u16).to_be();
     let app_port = if NODE {
-        maps::node_port(connection.local, local_port_be)
+        maps::node_app_port(connection.local, local_port_be)
     } else {
         maps::app_port(connection.local, local_port_be)
     };

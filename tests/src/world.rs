@@ -7,10 +7,12 @@
 //! each other.
 
 use crate::cgroup::Cgroup;
+use crate::host::Host;
 use crate::namespace::Namespace;
 use crate::owner::Owner;
 use crate::program::Place;
 use crate::sweep;
+use crate::topology::Topology;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,66 +23,6 @@ use std::path::{Path, PathBuf};
 const FIRST_POD: u8 = 10;
 /// IFNAMSIZ without the final zero: nodes and pods lend their names to links.
 const MAX_NAME: usize = 15;
-
-/// What a world is to hold; nothing exists before [`Topology::build`].
-#[derive(Clone, Debug)]
-pub struct Topology {
-    name: String,
-    nodes: Vec<Plan>,
-}
-
-/// What a node is to hold.
-#[derive(Clone, Debug)]
-struct Plan {
-    name: String,
-    pods: Vec<String>,
-    hosts: Vec<String>,
-}
-
-impl Topology {
-    /// Adds a node; the pods that follow run on it.
-    #[must_use]
-    pub fn node(mut self, name: &str) -> Self {
-        self.nodes.push(Plan { name: name.to_owned(), pods: Vec::new(), hosts: Vec::new() });
-        self
-    }
-
-    /// Adds a pod to the node named last.
-    ///
-    /// # Panics
-    /// If there is no node yet.
-    #[must_use]
-    pub fn pod(mut self, name: &str) -> Self {
-        let node = self.nodes.last_mut().expect("a pod needs a node: call .node(..) first");
-        node.pods.push(name.to_owned());
-        self
-    }
-
-    /// Adds a place for processes in the network namespace of the node named last, as of a systemd unit there.
-    ///
-    /// # Panics
-    /// If there is no node yet.
-    #[must_use]
-    pub fn host(mut self, name: &str) -> Self {
-        let node = self.nodes.last_mut().expect("a unit needs a node: call .node(..) first");
-        node.hosts.push(name.to_owned());
-        self
-    }
-
-    /// Adds several pods to the node named last.
-    #[must_use]
-    pub fn pods(self, names: &[&str]) -> Self {
-        names.iter().fold(self, |topology, name| topology.pod(name))
-    }
-
-    /// Makes it all.
-    ///
-    /// # Errors
-    /// Without root, without `ip`, or if a name does not fit a link.
-    pub fn build(self) -> Result<World> {
-        World::build(&self)
-    }
-}
 
 /// A running testbed; dropping it kills every process in it and removes everything it made.
 #[derive(Debug)]
@@ -120,15 +62,6 @@ pub struct Pod {
     cgroup: PathBuf,
 }
 
-/// A place in the node's own network namespace: a control group of its own, the node's addresses.
-#[derive(Debug)]
-pub struct Host {
-    name: String,
-    node: String,
-    place: Place,
-    addresses: [IpAddr; 2],
-}
-
 /// The world's files; dropping it unmounts what daemons mounted inside, and removes it.
 #[derive(Debug)]
 struct Folder(PathBuf);
@@ -148,7 +81,7 @@ impl World {
         Topology { name: name.to_owned(), nodes: Vec::new() }
     }
 
-    fn build(topology: &Topology) -> Result<Self> {
+    pub(crate) fn build(topology: &Topology) -> Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "the testbed makes network namespaces and control groups: run it as root"
@@ -462,37 +395,6 @@ impl Pod {
     #[must_use]
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
-    }
-}
-
-impl Host {
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Name of the node that it runs on.
-    #[must_use]
-    pub fn node(&self) -> &str {
-        &self.node
-    }
-
-    /// The node's addresses, IPv4 first.
-    #[must_use]
-    pub fn addresses(&self) -> [IpAddr; 2] {
-        self.addresses
-    }
-
-    /// Where its processes run.
-    #[must_use]
-    pub fn cgroup(&self) -> &Path {
-        &self.place.cgroup
-    }
-}
-
-impl From<&Host> for Place {
-    fn from(host: &Host) -> Self {
-        host.place.clone()
     }
 }
 

@@ -62,7 +62,7 @@ impl Scene {
 
     fn addresses(&self, name: &str) -> [IpAddr; 2] {
         let world = &self.cluster.world;
-        let host = world.hosts().find(|host| host.name() == name).map(mesh_tests::world::Host::addresses);
+        let host = world.hosts().find(|host| host.name() == name).map(mesh_tests::host::Host::addresses);
         host.unwrap_or_else(|| world.pod(name).addresses())
     }
 
@@ -72,7 +72,7 @@ impl Scene {
 
     fn node_of(&self, name: &str) -> &str {
         let world = &self.cluster.world;
-        let host = world.hosts().find(|host| host.name() == name).map(mesh_tests::world::Host::node);
+        let host = world.hosts().find(|host| host.name() == name).map(mesh_tests::host::Host::node);
         host.unwrap_or_else(|| world.pod(name).node())
     }
 

@@ -32,6 +32,8 @@ pub(super) struct OwnPorts {
 struct Armed {
     local: Arc<LocalWorkload>,
     cgroup: WorkloadCgroup,
+    /// As the kernel has it.
+    pod: Pod,
 }
 
 struct Listener {
@@ -93,7 +95,7 @@ impl Hosts {
             self.context.locals.remove(&local);
             return Err(error).context("cannot arm capture");
         }
-        self.armed.insert(local.workload.uid.clone(), Armed { local, cgroup });
+        self.armed.insert(local.workload.uid.clone(), Armed { local, cgroup, pod });
         Ok(())
     }
 
@@ -139,9 +141,24 @@ impl Hosts {
         }
     }
 
+    /// Writes the workloads anew whose entry is not as `renumbered` says it should be.
+    pub(super) fn renumber(
+        &mut self,
+        datapath: &mut Datapath,
+        renumbered: impl Fn(Pod, &Workload) -> Option<Pod>,
+    ) -> Result<()> {
+        for armed in self.armed.values_mut() {
+            if let Some(pod) = renumbered(armed.pod, &armed.local.workload) {
+                datapath.arm_host(&armed.cgroup, pod)?;
+                armed.pod = pod;
+            }
+        }
+        Ok(())
+    }
+
     /// Disarms a workload; one that is not armed is no error.
     pub(super) async fn disarm(&mut self, uid: &WorkloadUid, datapath: &mut Datapath) {
-        let Some(Armed { local, cgroup }) = self.armed.remove(uid) else { return };
+        let Some(Armed { local, cgroup, .. }) = self.armed.remove(uid) else { return };
         if let Err(error) = datapath.disarm_host(&cgroup) {
             tracing::warn!(workload = %local.workload.name, %error, "while disarming: stop capture");
         }

@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 /// A workload whose traffic is captured.
 struct Armed {
     local: Arc<LocalWorkload>,
+    /// What the kernel has of it.
+    pod: Pod,
     listeners: JoinSet<()>,
 }
 
@@ -174,20 +176,23 @@ impl Workloads {
         self.namespaces.prepare(&namespace).await.context("cannot prepare routing for client addresses")?;
         let local =
             Arc::new(LocalWorkload { workload, namespace: Arc::new(namespace), removed: CancellationToken::new() });
-        if let Err(error) = self.engage(&local, datapath) {
-            let cleaned = self.namespaces.restore(&local.namespace).await;
-            if let Err(cleanup) = cleaned {
-                tracing::warn!(workload = %local.workload.name, %cleanup, "cannot remove routing for client addresses");
+        let pod = match self.engage(&local, datapath) {
+            Ok(pod) => pod,
+            Err(error) => {
+                let cleaned = self.namespaces.restore(&local.namespace).await;
+                if let Err(cleanup) = cleaned {
+                    tracing::warn!(workload = %local.workload.name, %cleanup, "cannot remove routing for client addresses");
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         let mut listeners = JoinSet::new();
         for listener in bound {
             let outbound =
                 Outbound { context: self.context.clone(), local: local.clone(), tuples: self.tuples.clone() };
             listeners.spawn(outbound.serve(listener));
         }
-        Ok(Armed { local, listeners })
+        Ok(Armed { local, pod, listeners })
     }
 
     async fn listen(&self, namespace: &Namespace, workload: &Workload) -> Result<Vec<TcpListener>> {
@@ -203,7 +208,7 @@ impl Workloads {
     }
 
     /// The steps that show: the guard, the inbound side's table, and capture last.
-    fn engage(&mut self, local: &Arc<LocalWorkload>, datapath: &mut Datapath) -> Result<()> {
+    fn engage(&mut self, local: &Arc<LocalWorkload>, datapath: &mut Datapath) -> Result<Pod> {
         let workload = &local.workload;
         datapath
             .attach_netns(workload.uid.as_str(), local.namespace.as_fd())
@@ -215,7 +220,7 @@ impl Workloads {
             datapath.detach_netns(workload.uid.as_str()).ok();
             return Err(error).context("cannot arm capture");
         }
-        Ok(())
+        Ok(pod)
     }
 
     fn pod(&mut self, workload: &Workload) -> Pod {
@@ -224,8 +229,34 @@ impl Workloads {
         };
         let index = self.next_index;
         self.next_index = self.next_index.wrapping_add(1).max(1);
+        let identity = self.identity_number(workload);
         let flags = if workload.is_host_network() { Pod::HOST_NETWORK } else { 0 };
-        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), flags, 0)
+        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), flags, identity)
+    }
+
+    fn identity_number(&self, workload: &Workload) -> u32 {
+        self.context.snapshot.load().identity_number(&workload.identity)
+    }
+
+    /// Writes the workloads anew whose identities the kernel's tables have under another number by now.
+    ///
+    /// # Errors
+    /// If the kernel's table cannot be written.
+    pub(super) fn renumber(&mut self, datapath: &mut Datapath) -> Result<()> {
+        let snapshot = self.context.snapshot.load();
+        let renumbered = |pod: Pod, workload: &Workload| {
+            let identity = snapshot.identity_number(&workload.identity);
+            let renumbered =
+                Pod::new(pod.ip4(), pod.ip6(), pod.workload(), pod.outbound_port_be(), pod.flags(), identity);
+            (renumbered != pod).then_some(renumbered)
+        };
+        for armed in self.armed.values_mut() {
+            if let Some(pod) = renumbered(armed.pod, &armed.local.workload) {
+                armed.pod = pod;
+                datapath.arm_pod(armed.local.namespace.cookie(), pod)?;
+            }
+        }
+        self.hosts.renumber(datapath, renumbered)
     }
 
     async fn disarm(&mut self, uid: &WorkloadUid, datapath: &mut Datapath) {

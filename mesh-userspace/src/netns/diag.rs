@@ -80,6 +80,27 @@ pub struct Tcp {
     family: u8,
 }
 
+impl Tcp {
+    /// A connection of which nothing else is known.
+    #[must_use]
+    pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
+        let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let family = u8::try_from(family).expect("address families are small");
+        let mut id = [0; ID];
+        id[..2].copy_from_slice(&local.port().to_be_bytes());
+        id[2..4].copy_from_slice(&remote.port().to_be_bytes());
+        for (at, address) in [(4, local.ip()), (20, remote.ip())] {
+            match address {
+                IpAddr::V4(v4) => id[at..at + 4].copy_from_slice(&v4.octets()),
+                IpAddr::V6(v6) => id[at..at + 16].copy_from_slice(&v6.octets()),
+            }
+        }
+        // INET_DIAG_NOCOOKIE.
+        id[40..].fill(0xff);
+        Self { state: TcpState::Open, local, remote, dialled: None, id, family }
+    }
+}
+
 /// The TCP sockets of one namespace. Calls block for as long as the kernel works on them.
 #[derive(Debug)]
 pub struct SocketTable(OwnedFd);

@@ -118,7 +118,8 @@ impl Inbound {
         session.routed(to, self.context.node.as_str());
         let caller = Caller { identity: Some(&incoming.source), address: from.ip() };
         let told = verdict::decide(&snapshot, destination, to.port(), Arrival::Authenticated, caller);
-        let parties = Parties { source: from, source_workload: Some(&source), destination: to, workload: destination };
+        let parties =
+            Parties { source: from, source_workload: Some(&source), destination: to, workload: Some(destination) };
         self.context.reports.decided(&told, EnforcedBy::Destination, &parties);
         if told.is_denied() {
             incoming.refuse(Refusal::Denied);

@@ -3,8 +3,10 @@
 mod failure;
 mod host;
 mod inbound;
+mod kernel;
 mod local;
 mod outbound;
+mod plaintext;
 mod registry;
 mod relay;
 mod report;
@@ -16,6 +18,7 @@ pub use host::HostOutbound;
 pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
 pub use outbound::Outbound;
+pub use plaintext::PlaintextSweep;
 pub use registry::{Cut, Registry};
 pub use report::Reports;
 
@@ -29,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
-/// What both directions work with. Snapshots are read once per connection.
+/// What both directions work with.
 pub struct Context {
     pub node: NodeName,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -48,3 +51,6 @@ pub struct Context {
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
 }
+
+#[cfg(test)]
+mod fixture;

@@ -110,7 +110,7 @@ impl Outbound {
             source: own,
             source_workload: Some(&self.local.workload),
             destination: address,
-            workload: destination,
+            workload: Some(destination),
         };
         self.context.reports.decided(&told, EnforcedBy::Source, &parties);
         if told.is_denied() {

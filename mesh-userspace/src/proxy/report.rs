@@ -4,10 +4,14 @@ use super::verdict::{NamedVerdict, Ruling};
 use crate::model::{SpiffeId, Workload};
 use crate::telemetry::plaintext::PlaintextCallers;
 use crate::telemetry::policy::{EnforcedBy, NONE, PolicyMetrics, VerdictKey};
+use mesh_common::outcome::Outcome;
 use mesh_common::policy::Reason;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// In place of a destination that the catalog no longer knows.
+const UNKNOWN: &str = "unknown";
 
 /// Counters, log and table of verdicts. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +25,8 @@ pub(super) struct Parties<'a> {
     pub(super) source: SocketAddr,
     pub(super) source_workload: Option<&'a Workload>,
     pub(super) destination: SocketAddr,
-    pub(super) workload: &'a Workload,
+    /// `None` once the catalog has lost it.
+    pub(super) workload: Option<&'a Workload>,
 }
 
 impl Reports {
@@ -40,9 +45,24 @@ impl Reports {
         }
     }
 
+    /// The kernel refused a connection for another reason than policy or mode.
+    pub(super) fn kernel_refused(&self, outcome: Outcome, source: SocketAddr, destination: SocketAddr) {
+        let Some(suppressed) = self.metrics.may_log(Instant::now()) else { return };
+        tracing::info!(
+            target: "policy",
+            verdict = outcome.verdict(),
+            reason = outcome.reason(),
+            enforced_by = outcome.hook(),
+            src.addr = %source,
+            dst.addr = %destination,
+            suppressed = (suppressed > 0).then_some(suppressed),
+            "{}", outcome.describe()
+        );
+    }
+
     /// A live connection was cut that has no access log: plaintext, which the kernel carries.
     pub(super) fn cut_plaintext(&self, ruling: &Ruling, parties: &Parties<'_>) {
-        self.metrics.cut(ruling.reason.as_str());
+        self.metrics.cut(ruling.reason.as_str(), 1);
         self.log("cut", ruling, EnforcedBy::Destination, parties);
     }
 
@@ -60,7 +80,7 @@ impl Reports {
         }
     }
 
-    fn count(&self, verdict: &'static str, ruling: &Ruling, by: EnforcedBy, destination: &Workload) {
+    fn count(&self, verdict: &'static str, ruling: &Ruling, by: EnforcedBy, destination: Option<&Workload>) {
         if matches!(ruling.reason, Reason::SelfTraffic | Reason::Delivery) {
             return;
         }
@@ -71,8 +91,8 @@ impl Reports {
             policy: ruling.policy.as_ref().map_or_else(none, |policy| policy.to_string().into()),
             rule: ruling.rule.clone().unwrap_or_else(none),
             enforced_by: by,
-            workload: destination.owner.clone(),
-            namespace: destination.name.namespace().into(),
+            workload: destination.map_or_else(|| UNKNOWN.into(), |workload| workload.owner.clone()),
+            namespace: destination.map_or(UNKNOWN, |workload| workload.name.namespace()).into(),
         });
     }
 
@@ -90,7 +110,7 @@ impl Reports {
             src.workload = source.map(|workload| tracing::field::display(&workload.name)),
             src.identity = source.map(|workload| SpiffeId::as_str(&workload.identity)),
             dst.addr = %parties.destination,
-            dst.workload = %parties.workload.name,
+            dst.workload = parties.workload.map(|workload| tracing::field::display(&workload.name)),
             suppressed = (suppressed > 0).then_some(suppressed),
             "policy"
         );

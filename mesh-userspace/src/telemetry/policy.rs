@@ -134,9 +134,9 @@ impl PolicyMetrics {
         self.0.plaintext.count(key, Instant::now());
     }
 
-    /// Counts a live connection that was cut. `reason` is one of a fixed set.
-    pub fn cut(&self, reason: &'static str) {
-        *self.0.cut.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+    /// Counts live connections that were cut. `reason` is one of a fixed set.
+    pub fn cut(&self, reason: &'static str, count: u64) {
+        *self.0.cut.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += count;
     }
 
     /// Hits of every rule since the start, on this node, by policy and rule.
@@ -252,7 +252,7 @@ pub(super) fn sample(metrics: &PolicyMetrics) {
         destination_workload: "cart".into(),
         destination_namespace: "shop".into(),
     });
-    metrics.cut("denied");
+    metrics.cut("denied", 1);
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ fn touch(tunnel: &TunnelMetrics) {
     tunnel.handshake_failed("lanes", "client", "unknown_ca");
     tunnel.stream_opened("lanes", "outbound");
     tunnel.stream_refused("lanes", "outbound", "refused");
-    tunnel.stream_moved("outbound");
+    tunnel.stream_moved("outbound", "bulk");
     tunnel.malformed_header("lanes", "too_long");
     let bytes = tunnel.bytes("lanes", "outbound");
     bytes.sent.inc();
