@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod command;
+mod host;
 mod limits;
 mod reconcile;
 mod running;

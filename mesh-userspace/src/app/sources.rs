@@ -190,6 +190,7 @@ impl Wiring {
             name: workload.name.name().to_owned(),
             node: workload.node.to_string(),
             addresses: workload.addresses.iter().map(ToString::to_string).collect(),
+            network: if workload.is_host_network() { "host" } else { "own" }.to_owned(),
             mode: match workload.mode {
                 Mode::Disabled => "disabled",
                 Mode::Permissive => "permissive",
