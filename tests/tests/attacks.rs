@@ -76,41 +76,47 @@ fn assert_untouched(echo: &Running, before: usize, what: &str) {
     assert!(loot.is_empty(), "{what} reached the application: {loot:?}");
 }
 
-/// The ways around the connect hook, each with its arguments; every one makes a real TCP connection of the pod's own.
-fn evasions(destination: &str) -> Vec<(&'static str, bool, Vec<String>)> {
-    let mark = OWN_MARK.to_string();
-    let ways: [(&str, bool, &[&str]); 4] = [
-        ("a process outside of the hooks' control group", false, &["call", "blocking"]),
-        ("a socket with the daemon's mark", true, &["attack", "marked", "--mark", &mark]),
-        ("TCP_REPAIR", true, &["attack", "repair"]),
-        ("TCP_REPAIR outside of the hooks' control group", false, &["attack", "repair"]),
-    ];
-    let common = ["--message", LOOT, destination];
-    ways.into_iter()
-        .map(|(what, is_hooked, words)| {
-            (what, is_hooked, words.iter().chain(&common).map(ToString::to_string).collect())
-        })
-        .collect()
+/// A way around the connect hook.
+struct Evasion {
+    what: &'static str,
+    words: &'static [&'static str],
+    /// Runs in the pod's control group, where the hook is.
+    is_hooked: bool,
+    /// It gets as far as the destination. A hooked TCP_REPAIR does not: the hook sends it to the pod's own listener,
+    /// which knows of no such connection. Nor does the daemon's mark: in a pod's namespace it selects the routes by
+    /// which the daemon delivers, and those end there.
+    arrives: bool,
 }
 
-/// Every evasion, by both families, from one pod to `strict`: refused at once, and the application sees nothing.
+const EVASIONS: [Evasion; 4] = [
+    Evasion { what: "an unhooked process", words: &["call", "blocking"], is_hooked: false, arrives: true },
+    Evasion { what: "TCP_REPAIR", words: &["attack", "repair"], is_hooked: true, arrives: false },
+    Evasion { what: "unhooked TCP_REPAIR", words: &["attack", "repair"], is_hooked: false, arrives: true },
+    Evasion { what: "the daemon's mark", words: &["attack", "marked", "--mark"], is_hooked: true, arrives: false },
+];
+
+/// Every evasion, by both families, from one pod to `strict`: refused at once, and the application sees nothing. Says
+/// how many arrived at the destination.
 fn evade_all(cluster: &Cluster, echo: &Running, from: &str) -> Result<u64> {
-    let mut attacks = 0;
+    let mut arrived = 0;
+    let mark = OWN_MARK.to_string();
     for address in cluster.world.pod("strict").addresses() {
         let destination = SocketAddr::new(address, 8080).to_string();
-        for (what, is_hooked, arguments) in evasions(&destination) {
+        for Evasion { what, words, is_hooked, arrives } in EVASIONS {
             let (before, _) = seen(echo);
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let mark: &[&str] = if words.contains(&"marked") { &[&mark] } else { &[] };
+            let arguments = [words, mark, &[&destination, "--message", LOOT]].concat();
             let place = if is_hooked { cluster.world.pod(from).into() } else { unhooked(cluster, from) };
             let call = attack(place, &arguments).with_context(|| format!("{what} to {destination}"))?;
-            let refused = call.errno.as_deref().is_some_and(|errno| ["ECONNREFUSED", "ECONNRESET"].contains(&errno));
-            ensure!(!call.ok && refused, "{what} from {from} to {destination}: {call:?}");
+            let refusals = ["ECONNREFUSED", "ECONNRESET", "ENETUNREACH"];
+            let is_refused = call.errno.as_deref().is_some_and(|errno| refusals.contains(&errno));
+            ensure!(!call.ok && is_refused, "{what} from {from} to {destination}: {call:?}");
             ensure!(call.bytes_received == 0, "{what} was answered: {call:?}");
             assert_untouched(echo, before, what);
-            attacks += 1;
+            arrived += u64::from(arrives);
         }
     }
-    Ok(attacks)
+    Ok(arrived)
 }
 
 #[test]
@@ -119,7 +125,7 @@ fn plaintext_around_the_connect_hook_is_stopped_at_the_destination() -> Result<(
     for from in ["attacker", "client", "neighbour"] {
         let (attacks, change) = cluster.daemon("n2").change_during(|| evade_all(&cluster, &echo, from))?;
         let stopped = change.outcome("sk_lookup", "strict");
-        assert!(stopped >= attacks, "{attacks} attacks, {:?}", change.outcomes());
+        assert!(stopped >= attacks && attacks == 4, "{attacks} attacks, {:?}", change.outcomes());
         assert_eq!(change.outcome("sk_lookup", "authenticated"), 0, "{:?}", change.outcomes());
         assert_eq!(change.of(|metrics| metrics.opened("destination")), 0);
     }
@@ -145,7 +151,6 @@ fn the_pods_own_listener_takes_nothing_that_the_hook_did_not_send() -> Result<()
         })?;
         assert_eq!(call.errno.as_deref(), Some("ECONNRESET"), "{call:?}");
         assert_eq!(change.of(|metrics| metrics.failed("source", "no_original_destination")), 1);
-        assert_eq!(change.of(|metrics| metrics.opened("source")), 0);
     }
     // Another pod's listener, from outside of the hook.
     for other in cluster.world.pod("strict").addresses() {
@@ -259,9 +264,9 @@ struct Forger {
 }
 
 impl Forger {
-    fn new() -> Result<Self> {
+    fn new(name: &str) -> Result<Self> {
         let mut params = params(&[&format!("spiffe://{TRUST_DOMAIN}")], (-1, 24))?;
-        params.distinguished_name.push(DnType::CommonName, "an authority of the test");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
@@ -360,7 +365,7 @@ fn a_pod_that_dials_the_tunnel_by_itself_is_refused() -> Result<()> {
     let (mut cluster, echo) = start("tunnel")?;
     let strict = SpiffeId::parse(&cluster.authority.spiffe_id(NAMESPACE, "strict"))?;
     let name = server_name(&strict);
-    let (trusted, stranger) = (Forger::new()?, Forger::new()?);
+    let [trusted, stranger, namesake] = [Forger::new("one")?, Forger::new("another")?, Forger::new("one")?];
     let bundle = cluster.identities("n2").join("bundle.pem");
     cluster.daemon_mut("n2").stop()?;
     let known = std::fs::read_to_string(&bundle)?;
@@ -375,6 +380,7 @@ fn a_pod_that_dials_the_tunnel_by_itself_is_refused() -> Result<()> {
     let mut cases = vec![
         ("no certificate", "no_certificate", client_config(None)?),
         ("a self-made authority", "unknown_ca", stranger.client(&[&client], (-1, 1))?),
+        ("an authority of a trusted one's name", "bad_certificate", namesake.client(&[&client], (-1, 1))?),
         ("an expired leaf", "expired", trusted.client(&[&client], (-2, -1))?),
         ("a leaf of tomorrow", "not_yet_valid", trusted.client(&[&client], (24, 48))?),
         ("two identities", "bad_certificate", trusted.client(&[&client, strict.as_str()], (-1, 1))?),
