@@ -30,6 +30,7 @@ pub mod kernel;
 pub mod namespace;
 pub mod observe;
 mod owner;
+pub mod policy;
 pub mod program;
 pub mod report;
 pub mod scrape;

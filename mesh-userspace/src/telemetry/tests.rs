@@ -24,6 +24,7 @@ pub(super) fn full() -> Metrics {
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
     catalog.applied(SystemTime::now());
     touch(&TunnelMetrics::register(metrics.registry()));
+    policy::sample(metrics.policy());
     let key = EdgeKey {
         reporter: Reporter::Source,
         source: Party::unknown(),
