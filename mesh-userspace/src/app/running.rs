@@ -3,14 +3,14 @@
 use super::reconcile::{Reconciler, Report};
 use super::workloads::Workloads;
 use super::{App, sources};
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Event};
 use crate::engine::Engine;
 use crate::identity::Identities;
-use crate::proxy::{Context, Inbound};
+use crate::proxy::{Context, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
 use anyhow::{Context as _, Result, anyhow, bail};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -80,6 +80,7 @@ impl App {
 
         let tuples = self.datapath.tuples();
         let outbound_port = self.config.datapath.outbound_port;
+        let plaintext = PlaintextSweep::new(self.context.clone(), self.namespaces.clone());
         let reconciler = Reconciler {
             engine: Engine::new(self.config.node.clone()),
             datapath: self.datapath,
@@ -90,6 +91,8 @@ impl App {
             blocked: Some(ready.block("the catalog is not applied yet")),
             retry_at: None,
             ended: Vec::new(),
+            plaintext,
+            applied: Arc::default(),
         };
         let (disarm, disarmed) = oneshot::channel();
         let reconciler = tokio::spawn(reconciler.run(self.first, self.updates, release.clone(), disarmed));
@@ -121,11 +124,13 @@ impl App {
                 heartbeat.beat().context("cannot write the heartbeat")?;
             }
         });
-        let (mut events, flows) = (self.datapath.events()?, self.flows.clone());
+        let (mut events, flows, context) = (self.datapath.events()?, self.flows.clone(), self.context.clone());
         tasks.spawn("events", async move {
             loop {
-                let record = events.next().await.context("cannot read the event buffer")?;
-                flows.closed(record.srtt_us(), record.retransmits());
+                match events.next().await.context("cannot read the event buffer")? {
+                    Event::Closed(record) => flows.closed(record.srtt_us(), record.retransmits()),
+                    Event::Verdict(record) => context.kernel_decided(&record, SystemTime::now()),
+                }
             }
         });
         if let Some(log) = self.datapath.kernel_log()? {

@@ -9,13 +9,16 @@ mod cgroup;
 mod counters;
 mod events;
 mod flows;
+mod hosts;
 mod link;
 mod pins;
 mod programs;
 mod table;
+mod tables;
 
+pub use cgroup::WorkloadCgroup;
 pub use counters::{Counters, MapUsage};
-pub use events::Events;
+pub use events::{Event, Events};
 pub use flows::{Admission, Bypass, Heartbeat, Tuples, monotonic_nanoseconds};
 pub use programs::AttachedLink;
 
@@ -23,20 +26,22 @@ use crate::engine::MapOp;
 use anyhow::{Context as _, ensure};
 use cgroup::Cgroup;
 use counters::Measured;
+use hosts::Hosts;
 use link::Target;
 use mesh_common::ABI_VERSION;
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::maps::{self, CfgSlot, Spec};
-use mesh_common::service::{AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, Pod};
+use mesh_common::service::{BypassKey, Pod};
 use pins::Pins;
 use programs::Programs;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use table::{OwnTable, Table};
+use tables::Tables;
 
 /// What the datapath needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,33 +50,14 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// Folder of the pins in it; one daemon at a time.
     pub pin: String,
-    /// The cgroup v2 directory below which workloads run; never the root.
-    pub cgroup: PathBuf,
+    /// The cgroup v2 directories below which workloads run; never the root, and none within another.
+    pub cgroups: Vec<PathBuf>,
     /// Silence of the daemon after which new captures are refused; zero never refuses.
     pub heartbeat_timeout: Duration,
     /// Port of the daemon's listeners inside workloads' namespaces.
     pub outbound_port: u16,
     /// SO_MARK of the daemon's own sockets, which are never captured.
     pub mark: u32,
-}
-
-/// `CIDR`'s key as the kernel lays it out: the prefix length, then the address.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct PrefixKey {
-    length: u32,
-    range: CidrKey,
-}
-
-// SAFETY: repr(C), a u32 and four words behind it: no padding, every bit pattern is valid.
-unsafe impl aya::Pod for PrefixKey {}
-
-/// The tables that this daemon alone writes.
-struct Tables {
-    pods: OwnTable<u64, Pod>,
-    frontends: OwnTable<FrontendKey, Frontend>,
-    cidrs: OwnTable<PrefixKey, CidrAction>,
-    app_ports: OwnTable<AppPortKey, AppPort>,
 }
 
 /// The loaded, attached, pinned programs and their maps.
@@ -86,11 +72,12 @@ pub struct Datapath {
     /// The tables may hold what nobody here knows: a predecessor's entries, or those of an apply that failed half-way.
     inherited: bool,
     pods: BTreeSet<u64>,
+    hosts: Hosts,
     namespaces: BTreeSet<String>,
 }
 
 impl Datapath {
-    /// Loads the programs, pins their maps and links, and attaches them to the cgroup. Takes over in place what a
+    /// Loads the programs, pins their maps and links, and attaches them to the cgroups. Takes over in place what a
     /// predecessor left, if it had the same ABI: no connect() escapes meanwhile; else replaces it.
     ///
     /// Nothing is captured before [`Datapath::arm_pod`], and captures are refused before the first
@@ -98,10 +85,10 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// Not a cgroup v2 directory, or its root; another daemon has the pins; the kernel refuses a program (the
+    /// Not a cgroup v2 directory, its root, or one within another; another daemon has the pins; the kernel refuses a program (the
     /// verifier's log is in the error), a map or an attachment. What this call made is taken away again.
     pub fn load(config: &Config) -> anyhow::Result<Self> {
-        let cgroup = Cgroup::open(&config.cgroup)?;
+        let cgroups = Cgroup::open_all(&config.cgroups)?;
         let pins = Pins::open(&config.bpffs, &config.pin)?;
         let adopted = pins.are_adoptable()?;
         if adopted {
@@ -109,7 +96,7 @@ impl Datapath {
         } else {
             pins.clear()?;
         }
-        match Parts::start(config, &cgroup, &pins, adopted) {
+        match Parts::start(config, &cgroups, &pins, adopted) {
             Ok(parts) => Ok(parts.into_datapath(pins)),
             // A predecessor's links go on protecting its workloads.
             Err(error) if adopted => Err(error),
@@ -127,22 +114,23 @@ impl Datapath {
     ///
     /// A map is full or cannot be written; the operations before it are done.
     pub fn apply(&mut self, ops: &[MapOp]) -> anyhow::Result<()> {
+        let mut are_switched = false;
         for op in ops {
             match op {
-                MapOp::SetFrontend(key, value) => self.tables.frontends.set(key, value)?,
-                MapOp::RemoveFrontend(key) => self.tables.frontends.remove(key)?,
-                MapOp::SetCidr(length, range, action) => {
-                    self.tables.cidrs.set(&PrefixKey { length: *length, range: *range }, action)?;
+                MapOp::SetDeniedErrno(errno) => self
+                    .settings
+                    .set(&(CfgSlot::DeniedErrno as u32), &u64::from(*errno))
+                    .context("cannot write map CFG")?,
+                MapOp::RemoveVerdict(_) if !are_switched => {
+                    are_switched = true;
+                    tables::wait_for_running_programs();
+                    self.tables.apply(op)?;
                 }
-                MapOp::RemoveCidr(length, range) => {
-                    self.tables.cidrs.remove(&PrefixKey { length: *length, range: *range })?;
-                }
-                MapOp::SetAppPort(key, value) => self.tables.app_ports.set(key, value)?,
-                MapOp::RemoveAppPort(key) => self.tables.app_ports.remove(key)?,
+                op => self.tables.apply(op)?,
             }
         }
         if self.inherited {
-            self.retain_set_by(ops)?;
+            self.tables.retain_set_by(ops)?;
             self.inherited = false;
         }
         Ok(())
@@ -152,22 +140,6 @@ impl Datapath {
     /// is known to nobody then. The next call must lead from empty tables to the desired ones.
     pub fn distrust_tables(&mut self) {
         self.inherited = true;
-    }
-
-    fn retain_set_by(&self, ops: &[MapOp]) -> anyhow::Result<()> {
-        let (mut frontends, mut cidrs, mut app_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for op in ops {
-            match op {
-                MapOp::SetFrontend(key, _) => drop(frontends.insert(*key)),
-                MapOp::SetCidr(length, range, _) => drop(cidrs.insert(PrefixKey { length: *length, range: *range })),
-                MapOp::SetAppPort(key, _) => drop(app_ports.insert(*key)),
-                MapOp::RemoveFrontend(_) | MapOp::RemoveCidr(..) | MapOp::RemoveAppPort(_) => {}
-            }
-        }
-        // Capture goes before the guard, as in every difference.
-        self.tables.frontends.retain(|key| frontends.contains(key))?;
-        self.tables.cidrs.retain(|key| cidrs.contains(key))?;
-        self.tables.app_ports.retain(|key| app_ports.contains(key))
     }
 
     /// Starts capturing the connects of a network namespace: the last step of arming a workload.
@@ -223,8 +195,9 @@ impl Datapath {
     /// The kernel refuses.
     pub fn settle(&mut self) -> anyhow::Result<()> {
         self.tables.pods.retain(|cookie| self.pods.contains(cookie))?;
+        self.hosts.settle(&self.settings)?;
         let names: Vec<&str> = self.namespaces.iter().map(String::as_str).collect();
-        self.pins.retain_netns(&names)
+        self.pins.retain_netns(&names, self.hosts.is_guarded())
     }
 
     /// The handle that takes captured connections' records.
@@ -251,7 +224,7 @@ impl Datapath {
         self.counters.clone()
     }
 
-    /// The close records; call it once, within a runtime.
+    /// What the programs report; call it once, within a runtime.
     ///
     /// # Errors
     ///
@@ -309,39 +282,32 @@ struct Parts {
     tuples: Table<TupleKey, OriginalDestination>,
     bypass: Table<BypassKey, u64>,
     counters: Counters,
+    hosts: Hosts,
 }
 
 impl Parts {
-    fn start(config: &Config, cgroup: &Cgroup, pins: &Pins, adopted: bool) -> anyhow::Result<Self> {
+    fn start(config: &Config, cgroups: &[Cgroup], pins: &Pins, adopted: bool) -> anyhow::Result<Self> {
         let programs = Programs::load(pins)?;
         let maps = maps::ALL.iter().map(|spec| measured(pins, spec)).collect::<anyhow::Result<Vec<_>>>()?;
         let map = |spec: &Spec| {
             let found = maps.iter().find(|measured| measured.spec.name == spec.name);
             found.map(|measured| Arc::clone(&measured.map)).with_context(|| format!("no map {}", spec.name))
         };
-        let tables = Tables {
-            pods: OwnTable::new(map(&maps::PODS)?, &maps::PODS)?,
-            frontends: OwnTable::new(map(&maps::SVC)?, &maps::SVC)?,
-            cidrs: OwnTable::new(map(&maps::CIDR)?, &maps::CIDR)?,
-            app_ports: OwnTable::new(map(&maps::APPPORTS)?, &maps::APPPORTS)?,
-        };
+        let tables = Tables::open(map)?;
         let settings = Table::new(map(&maps::CFG)?, &maps::CFG)?;
         let tuples = Table::new(map(&maps::TUPLES)?, &maps::TUPLES)?;
         let bypass = Table::new(map(&maps::BYPASS)?, &maps::BYPASS)?;
-        let own = BTreeMap::from([
-            (maps::PODS.name, tables.pods.count()),
-            (maps::SVC.name, tables.frontends.count()),
-            (maps::CIDR.name, tables.cidrs.count()),
-            (maps::APPPORTS.name, tables.app_ports.count()),
-        ]);
-        let parts = Self { programs, tables, settings, tuples, bypass, counters: Counters::new(maps, own)? };
+        let hosts = Hosts::new(config, cgroups, OwnTable::new(map(&maps::HOSTS)?, &maps::HOSTS)?, &settings)?;
+        let mut own = tables.counts();
+        own.insert(maps::HOSTS.name, hosts.count());
+        let parts = Self { programs, tables, settings, tuples, bypass, counters: Counters::new(maps, own)?, hosts };
         if adopted {
             // Their connections died with the predecessor. A record of a connect in progress is lost with them: reset.
             parts.tuples.clear()?;
             parts.bypass.clear()?;
         }
         parts.configure(config)?;
-        parts.programs.attach(pins, cgroup)?;
+        parts.programs.attach(pins, cgroups)?;
         Ok(parts)
     }
 
@@ -373,6 +339,7 @@ impl Parts {
             counters: self.counters,
             inherited: true,
             pods: BTreeSet::new(),
+            hosts: self.hosts,
             namespaces: BTreeSet::new(),
         }
     }

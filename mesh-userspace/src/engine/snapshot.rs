@@ -1,7 +1,8 @@
 //! What the proxy reads: one consistent, immutable picture of the mesh.
 
+use super::host::HostViews;
 use super::{PolicyGroup, SharedMap};
-use crate::model::{Mesh, Node, NodeName, ObjectName, Service, ServicePort, Workload};
+use crate::model::{AuthorizationPolicy, Mesh, Node, NodeName, ObjectName, Service, ServicePort, SpiffeId, Workload};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -35,10 +36,15 @@ pub struct Snapshot {
     pub(super) workloads: SharedMap<ObjectName, Arc<Workload>>,
     pub(super) frontends: SharedMap<SocketAddr, Arc<FrontendView>>,
     pub(super) addresses: SharedMap<IpAddr, Arc<Workload>>,
+    pub(super) hosts: HostViews,
     /// Of workloads that are in another group than the default one.
     pub(super) groups: SharedMap<ObjectName, Arc<PolicyGroup>>,
     /// By number, for what the kernel reports.
     pub(super) groups_by_number: SharedMap<u32, Arc<PolicyGroup>>,
+    pub(super) policies: SharedMap<ObjectName, Arc<AuthorizationPolicy>>,
+    /// Of workloads of this node: their numbers as sources in the kernel's tables.
+    pub(super) identities: SharedMap<SpiffeId, u32>,
+    pub(super) identities_by_number: SharedMap<u32, SpiffeId>,
 }
 
 impl Snapshot {
@@ -49,7 +55,7 @@ impl Snapshot {
         self.frontends.get(&key).map(Arc::as_ref)
     }
 
-    /// The meshed workload that has this address.
+    /// The meshed workload that has this address to itself.
     #[must_use]
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         self.addresses.get(&address.to_canonical())
@@ -82,6 +88,34 @@ impl Snapshot {
         self.groups_by_number.get(&number)
     }
 
+    /// The number of a workload's policy group, 0 if nothing is denied.
+    pub(super) fn group_number(&self, workload: &ObjectName) -> u32 {
+        self.groups.get(workload).map_or(0, |group| group.number)
+    }
+
+    #[must_use]
+    pub fn policy(&self, name: &ObjectName) -> Option<&Arc<AuthorizationPolicy>> {
+        self.policies.get(name)
+    }
+
+    /// Every policy, in no useful order.
+    #[must_use]
+    pub fn policies(&self) -> &SharedMap<ObjectName, Arc<AuthorizationPolicy>> {
+        &self.policies
+    }
+
+    /// The number under which the kernel knows the identity of a workload of this node; 0 of others.
+    #[must_use]
+    pub fn identity_number(&self, identity: &SpiffeId) -> u32 {
+        self.identities.get(identity).copied().unwrap_or(0)
+    }
+
+    /// The identity that the kernel reports under a number; `None` once no workload of this node has it.
+    #[must_use]
+    pub fn identity(&self, number: u32) -> Option<&SpiffeId> {
+        self.identities_by_number.get(&number)
+    }
+
     /// Every node, meshed or not, in no useful order.
     #[must_use]
     pub fn nodes(&self) -> &SharedMap<NodeName, Arc<Node>> {
@@ -104,5 +138,12 @@ impl Snapshot {
     #[must_use]
     pub fn frontends(&self) -> &SharedMap<SocketAddr, Arc<FrontendView>> {
         &self.frontends
+    }
+
+    /// Whether every connection between workloads has the same verdict here and there, as far as can be told without
+    /// looking at connections: workloads, their addresses and their policies are the same.
+    #[must_use]
+    pub fn judges_like(&self, other: &Self) -> bool {
+        self.workloads == other.workloads && self.addresses == other.addresses && self.groups == other.groups
     }
 }

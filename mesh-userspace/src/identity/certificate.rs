@@ -1,8 +1,16 @@
 //! Reading what a certificate says. Whether it is to be believed is decided in `verify`.
 
-use super::PeerRefusal;
+use super::bundle::Root;
+use super::{PeerRefusal, name};
 use crate::model::SpiffeId;
-use rustls_pki_types::CertificateDer;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::CryptoProvider;
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, Error, RootCertStore};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use std::time::Duration;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -24,7 +32,7 @@ impl Certificate {
         let validity = parsed.validity();
         Ok(Self {
             id: identity_of(&parsed)?,
-            serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            serial: hexadecimal(parsed.raw_serial()),
             not_before: validity.not_before.to_datetime(),
             not_after: validity.not_after.to_datetime(),
         })
@@ -55,6 +63,63 @@ pub fn peer_identity(certificates: &[CertificateDer<'_>]) -> Result<SpiffeId, Pe
     let leaf = Certificate::parse(certificates.first().ok_or(PeerRefusal::NoCertificate)?)?;
     leaf.check_time(OffsetDateTime::now_utc())?;
     Ok(leaf.id)
+}
+
+/// When the leaf of a chain ends; `None` if there is none that can be read. Tells of a peer's chain and of this side's
+/// own: a connection should not outlive either.
+#[must_use]
+pub fn expiry(chain: &[CertificateDer<'_>]) -> Option<OffsetDateTime> {
+    validity(chain.first()?).ok().map(|(_, not_after)| not_after)
+}
+
+/// Whether a chain, leaf first, leads to a root; `at` is the time at which it must be valid.
+pub(super) fn check_chain(
+    chain: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    at: OffsetDateTime,
+    provider: &CryptoProvider,
+) -> Result<(), Error> {
+    let (leaf, intermediates) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+    verify_server_cert_signed_by_trust_anchor(
+        &ParsedCertificate::try_from(leaf)?,
+        roots,
+        intermediates,
+        unix_time(at)?,
+        provider.signature_verification_algorithms.all,
+    )
+}
+
+pub(super) fn unix_time(at: OffsetDateTime) -> Result<UnixTime, Error> {
+    let seconds = u64::try_from(at.unix_timestamp()).map_err(|_| CertificateError::BadEncoding)?;
+    Ok(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+}
+
+/// What is worth telling about a root.
+pub(super) fn root(certificate: &CertificateDer<'static>) -> Result<Root, PeerRefusal> {
+    let parsed = parse(certificate)?;
+    Ok(Root {
+        subject: parsed.subject().to_string(),
+        serial: hexadecimal(parsed.raw_serial()),
+        not_after: parsed.validity().not_after.to_datetime(),
+        public_key_sha256: hexadecimal(name::sha256(parsed.public_key().raw).as_ref()),
+        certificate: certificate.clone(),
+    })
+}
+
+/// A certificate or chain as PEM.
+#[must_use]
+pub fn pem(chain: &[CertificateDer<'_>]) -> String {
+    let mut text = String::new();
+    for certificate in chain {
+        text.push_str("-----BEGIN CERTIFICATE-----\n");
+        let encoded = BASE64_STANDARD.encode(certificate);
+        for line in encoded.as_bytes().chunks(64) {
+            text.extend(line.iter().map(|byte| char::from(*byte)));
+            text.push('\n');
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+    }
+    text
 }
 
 /// The trust domain that a root certificate claims (`spiffe://<trust-domain>`), if it claims any.
@@ -110,4 +175,8 @@ fn identity_of(certificate: &X509Certificate<'_>) -> Result<SpiffeId, PeerRefusa
         return Err(PeerRefusal::BadCertificate);
     };
     SpiffeId::parse(uri).map_err(|_| PeerRefusal::BadCertificate)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

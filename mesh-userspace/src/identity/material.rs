@@ -1,40 +1,26 @@
 //! Certificates and keys as they are on disk, checked as a whole.
 
+use super::bundle::Bundle;
 use super::files::{self, BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, Key};
-use super::{Certificate, IdentityError, certificate, name};
+use super::locals::Local;
+use super::{Certificate, IdentityError, certificate};
 use crate::model::{ObjectName, SpiffeId, TrustDomain};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, Error, RootCertStore};
-use rustls_pki_types::{CertificateDer, UnixTime};
-use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use time::OffsetDateTime;
 
 const ISSUE: &str = "issue it again with `nodemeshd ca issue`";
-const BUNDLE: &str = "put the mesh's root certificates there (ca.pem of `nodemeshd ca init`)";
-
-/// One identity of this node.
-#[derive(Debug)]
-pub(super) struct Local {
-    pub(super) key: Arc<CertifiedKey>,
-    pub(super) certificate: Certificate,
-}
 
 /// Everything that an identity directory says, valid together.
 #[derive(Debug)]
 pub(super) struct Material {
-    bundle: Vec<CertificateDer<'static>>,
-    pub(super) roots: Arc<RootCertStore>,
-    pub(super) locals: BTreeMap<SpiffeId, Local>,
-    /// Local identities by the name that clients ask for.
-    pub(super) names: HashMap<String, SpiffeId>,
+    pub(super) bundle: Bundle,
+    pub(super) locals: Vec<Local>,
 }
 
 impl Material {
@@ -44,47 +30,15 @@ impl Material {
         trust_domain: &TrustDomain,
         provider: &CryptoProvider,
     ) -> Result<Self, IdentityError> {
-        let bundle_file = directory.join(BUNDLE_FILE);
-        let bundle = files::read_certificates(&bundle_file, BUNDLE)?;
-        let roots = Arc::new(read_roots(&bundle_file, &bundle, trust_domain)?);
-        let mut locals = BTreeMap::new();
+        let bundle = Bundle::read(&directory.join(BUNDLE_FILE), trust_domain)?;
+        let mut locals = Vec::new();
         for (account, directory) in accounts(directory)? {
             let id = SpiffeId::for_service_account(trust_domain, &account)
                 .map_err(|error| IdentityError::file(&directory, error, "use shorter names"))?;
-            let local = read_local(&directory, &id, &roots, provider)?;
-            locals.insert(id, local);
+            locals.push(read_local(&directory, &id, &bundle.roots, provider)?);
         }
-        let names = locals.keys().map(|id| (name::label(id), id.clone())).collect();
-        Ok(Self { bundle, roots, locals, names })
+        Ok(Self { bundle, locals })
     }
-
-    /// Whether both hold the same certificates (and thus the same keys, which are checked against them).
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        let chains = |material: &Self| material.locals.values().map(|local| local.key.cert.clone()).collect::<Vec<_>>();
-        self.bundle == other.bundle && chains(self) == chains(other)
-    }
-}
-
-fn read_roots(
-    path: &Path,
-    bundle: &[CertificateDer<'static>],
-    trust_domain: &TrustDomain,
-) -> Result<RootCertStore, IdentityError> {
-    let mut roots = RootCertStore::empty();
-    for (index, root) in bundle.iter().enumerate() {
-        let number = index + 1;
-        let claimed = certificate::claimed_trust_domain(root)
-            .map_err(|refusal| IdentityError::file(path, format!("certificate {number}: {refusal}"), BUNDLE))?;
-        if let Some(claimed) = claimed.filter(|claimed| claimed != trust_domain.as_str()) {
-            let problem = format!("certificate {number} is the root of trust domain {claimed}, not of {trust_domain}");
-            let fix = "remove it, or correct `trustDomain` in the MeshConfig";
-            return Err(IdentityError::file(path, problem, fix));
-        }
-        roots
-            .add(root.clone())
-            .map_err(|error| IdentityError::file(path, format!("certificate {number}: {error}"), BUNDLE))?;
-    }
-    Ok(roots)
 }
 
 /// Service accounts that have a directory.
@@ -135,7 +89,7 @@ fn read_local(
         let problem = format!("it is the certificate of {}, but its place is that of {id}", certificate.id);
         return Err(IdentityError::file(&path, problem, "move it where it belongs, or issue the right one"));
     }
-    check_chain(&chain, &certificate, roots, provider)
+    certificate::check_chain(&chain, roots, certificate.not_after, provider)
         .map_err(|error| IdentityError::file(&path, error, format!("{ISSUE}, or add its root to {BUNDLE_FILE}")))?;
     if let Err(refusal) = certificate.check_time(OffsetDateTime::now_utc()) {
         // Not an error: it would take down the node's other identities. Peers will refuse it, and say so.
@@ -147,23 +101,5 @@ fn read_local(
     let key = Arc::new(CertifiedKey::new(chain, signing));
     key.keys_match()
         .map_err(|_| IdentityError::file(&key_path, format!("it is not the key of {}", path.display()), ISSUE))?;
-    Ok(Local { key, certificate })
-}
-
-/// The chain must lead to a root; the time is judged apart.
-fn check_chain(
-    chain: &[CertificateDer<'_>],
-    certificate: &Certificate,
-    roots: &RootCertStore,
-    provider: &CryptoProvider,
-) -> Result<(), Error> {
-    let parsed = ParsedCertificate::try_from(&chain[0])?;
-    let within = u64::try_from(certificate.not_after.unix_timestamp()).map_err(|_| CertificateError::BadEncoding)?;
-    verify_server_cert_signed_by_trust_anchor(
-        &parsed,
-        roots,
-        &chain[1..],
-        UnixTime::since_unix_epoch(Duration::from_secs(within)),
-        provider.signature_verification_algorithms.all,
-    )
+    Ok(Local::new(key, certificate))
 }

@@ -2,6 +2,7 @@
 
 use crate::model::SpiffeId;
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+use rustls::crypto::hash::Output;
 use rustls_pki_types::{DnsName, ServerName};
 use std::fmt::Write;
 
@@ -17,8 +18,7 @@ pub fn server_name(destination: &SpiffeId) -> ServerName<'static> {
 
 /// [`server_name`] as text.
 pub(super) fn label(id: &SpiffeId) -> String {
-    let suite = TLS13_AES_128_GCM_SHA256.tls13().expect("it is a TLS 1.3 suite");
-    let digest = suite.common.hash_provider.hash(id.as_str().as_bytes());
+    let digest = sha256(id.as_str().as_bytes());
     let mut name = String::with_capacity(80);
     for (index, byte) in digest.as_ref().iter().enumerate() {
         // A label has 63 characters at most, the digest 64.
@@ -29,6 +29,11 @@ pub(super) fn label(id: &SpiffeId) -> String {
     }
     name.push_str(".nodemesh.internal");
     name
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> Output {
+    let suite = TLS13_AES_128_GCM_SHA256.tls13().expect("it is a TLS 1.3 suite");
+    suite.common.hash_provider.hash(bytes)
 }
 
 #[cfg(test)]

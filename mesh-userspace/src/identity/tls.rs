@@ -1,16 +1,17 @@
 //! TLS configurations. TLS 1.3 only, the provider named here and not process-wide, X25519MLKEM768 preferred.
 
-use super::material::Material;
-use super::sessions::PairSessions;
+use super::locals::{Local, Locals};
+use super::sessions::{CertificateSessions, PairSessions};
 use super::verify::{ExpectedServer, MemberClient};
 use super::{ALPN, IdentityError};
 use crate::model::{SpiffeId, TrustDomain};
+use arc_swap::ArcSwap;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::sync::{Arc, LazyLock};
 
 /// Sessions that a server remembers, of all its identities; beyond it the oldest is forgotten and costs its client a
@@ -25,16 +26,15 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 
 /// `source` speaks to `destination`. Sessions are kept in the configuration, so they cannot leave the pair.
 pub(super) fn client_config(
-    material: &Material,
-    source: &SpiffeId,
+    roots: &Arc<RootCertStore>,
+    source: &Local,
     destination: &SpiffeId,
 ) -> Result<Arc<ClientConfig>, IdentityError> {
-    let local = material.locals.get(source).ok_or_else(|| IdentityError::Unknown(source.clone()))?;
     let provider = provider();
-    let sessions = Arc::new(PairSessions::new());
+    let sessions = Arc::new(PairSessions::new(source.certificate.not_after));
     let verifier = Arc::new(ExpectedServer {
         expected: destination.clone(),
-        roots: material.roots.clone(),
+        roots: roots.clone(),
         algorithms: provider.signature_verification_algorithms,
         sessions: sessions.clone(),
     });
@@ -42,38 +42,38 @@ pub(super) fn client_config(
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(local.key.clone())));
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(source.key.clone())));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::store(sessions);
     Ok(Arc::new(config))
 }
 
-/// Every local identity answers, each under its own name.
+/// Every local identity answers, each under its own name; those of the moment of the handshake.
 ///
 /// A session cannot be carried from one identity to another: rustls looks the certificate up by the asked name before
 /// it looks at tickets, and takes a ticket only for the name under which it was given.
 pub(super) fn server_config(
-    material: &Arc<Material>,
+    roots: &Arc<RootCertStore>,
+    locals: Arc<ArcSwap<Locals>>,
     trust_domain: &TrustDomain,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
     let provider = provider();
-    let verifier = MemberClient::new(material.roots.clone(), trust_domain.clone(), provider.clone())?;
+    let verifier = MemberClient::new(roots.clone(), trust_domain.clone(), provider.clone())?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(ByAskedName(material.clone())));
+        .with_cert_resolver(Arc::new(ByAskedName(locals.clone())));
     config.alpn_protocols = vec![ALPN.to_vec()];
-    config.session_storage = ServerSessionMemoryCache::new(SERVER_SESSIONS);
+    config.session_storage = Arc::new(CertificateSessions::new(SERVER_SESSIONS, locals));
     Ok(Arc::new(config))
 }
 
 /// Picks the certificate of the identity that the client asks for; without one the handshake ends.
 #[derive(Debug)]
-struct ByAskedName(Arc<Material>);
+struct ByAskedName(Arc<ArcSwap<Locals>>);
 
 impl ResolvesServerCert for ByAskedName {
     fn resolve(&self, client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let id = self.0.names.get(client_hello.server_name()?)?;
-        self.0.locals.get(id).map(|local| local.key.clone())
+        self.0.load().named(client_hello.server_name()?).map(|local| local.key.clone())
     }
 }

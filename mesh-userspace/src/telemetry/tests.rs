@@ -24,6 +24,7 @@ pub(super) fn full() -> Metrics {
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
     catalog.applied(SystemTime::now());
     touch(&TunnelMetrics::register(metrics.registry()));
+    policy::sample(metrics.policy());
     let key = EdgeKey {
         reporter: Reporter::Source,
         source: Party::unknown(),
@@ -47,7 +48,7 @@ fn touch(tunnel: &TunnelMetrics) {
     tunnel.handshake_failed("lanes", "client", "unknown_ca");
     tunnel.stream_opened("lanes", "outbound");
     tunnel.stream_refused("lanes", "outbound", "refused");
-    tunnel.stream_moved("outbound");
+    tunnel.stream_moved("outbound", "bulk");
     tunnel.malformed_header("lanes", "too_long");
     let bytes = tunnel.bytes("lanes", "outbound");
     bytes.sent.inc();

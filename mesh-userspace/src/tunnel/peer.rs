@@ -9,6 +9,7 @@ use crate::telemetry::tunnel::TunnelMetrics;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 /// The two ends of a connection between nodes; the key of its pool. It dies with the destination workload's uid.
@@ -44,6 +45,8 @@ pub struct LaneStatus {
     /// Streams it carries now.
     pub streams: usize,
     pub age: Duration,
+    /// The first of the certificates of its handshake ends.
+    pub expires: OffsetDateTime,
     /// Takes no new streams.
     pub is_draining: bool,
     pub tls: TlsSession,
@@ -89,6 +92,12 @@ impl Tunnel {
     pub fn forget(&self, workload: &WorkloadUid) {
         self.lanes.forget(workload);
         self.quic.forget(workload);
+    }
+
+    /// Closes every connection that presents the identity at once, with the streams on it: it is no longer this node's.
+    pub fn forget_source(&self, source: &SpiffeId) {
+        self.lanes.forget_source(source);
+        self.quic.forget_source(source);
     }
 
     /// The pooled connections of this moment.

@@ -13,7 +13,12 @@ fn configurations_are_cached_until_something_changes() {
     ca.sign(&id(CART), valid()).unwrap().store(a.path()).unwrap();
     a.identities.reload().unwrap();
     assert!(!Arc::ptr_eq(&client, &a.dials(CART, SHOP)));
-    assert!(!Arc::ptr_eq(&server, &a.identities.server_config()));
+    assert!(Arc::ptr_eq(&server, &a.identities.server_config()), "it reads the certificates of the moment");
+    authority("example.org").add_to_bundle(a.path()).unwrap();
+    let client = a.dials(CART, SHOP);
+    a.identities.reload().unwrap();
+    assert!(!Arc::ptr_eq(&client, &a.dials(CART, SHOP)));
+    assert!(!Arc::ptr_eq(&server, &a.identities.server_config()), "other roots");
 }
 
 #[test]
