@@ -3,7 +3,7 @@
 
 use crate::addr::Ip;
 use crate::outcome::Outcome;
-use crate::policy::{Arrival, Decision, Reason};
+use crate::policy::{self, Arrival, Decision, Reason};
 use crate::service::{CidrAction, Frontend, PROTO_TCP, Pod};
 
 /// What the connect hook does with a connect().
@@ -26,6 +26,8 @@ pub struct Refusal {
 
 /// `ECONNREFUSED` on every Linux architecture that has eBPF.
 pub const ECONNREFUSED: i32 = 111;
+/// `EACCES`, likewise.
+pub const EACCES: i32 = 13;
 /// `EADDRNOTAVAIL`, likewise.
 pub const EADDRNOTAVAIL: i32 = 99;
 
@@ -49,20 +51,23 @@ pub fn exemption(call: &Call, pod: &Pod, own_mark: u32) -> Option<Outcome> {
         Some(Outcome::ConnectOwn)
     } else if call.destination.is_loopback() || call.destination.is_unspecified() {
         Some(Outcome::ConnectLoopback)
-    } else if call.destination == pod.ip4() || call.destination == pod.ip6() {
+    } else if pod.flags() & Pod::HOST_NETWORK == 0 && (call.destination == pod.ip4() || call.destination == pod.ip6()) {
+        // In the node's own namespace the same address may be another workload's.
         Some(Outcome::ConnectSelf)
     } else {
         None
     }
 }
 
-/// What the tables say about a destination.
+/// What the tables say about a destination that is in the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// A service's frontend with usable backends.
-    Frontend { service: u32 },
-    /// The address of a meshed workload.
-    Workload,
+pub struct Target {
+    /// The service's number, or 0 for a workload's address.
+    pub service: u32,
+    /// The policy group of whoever answers, or 0: nobody denies, or only the proxy can tell who it will be.
+    pub group: u32,
+    /// The port that the group's rules see, network byte order.
+    pub port_be: u16,
 }
 
 impl Target {
@@ -76,31 +81,45 @@ impl Target {
         if frontend.backends() == 0 {
             Err(Refusal { outcome: Outcome::ConnectNoEndpoints, errno: ECONNREFUSED })
         } else {
-            Ok(Self::Frontend { service: frontend.service() })
+            let (service, group) = (frontend.service(), frontend.group());
+            Ok(Self { service, group, port_be: frontend.target_port_be() })
         }
     }
 
-    /// From what the kernel found in `CIDR`; an action this version does not know leaves the destination alone.
+    /// From what the kernel found in `CIDR` for a connect to this port; an action this version does not know leaves the
+    /// destination alone.
     ///
     /// # Errors
     ///
     /// The destination is not captured, and why.
     #[inline(always)]
-    pub const fn from_range(action: Option<u32>) -> Result<Self, Outcome> {
+    pub const fn from_range(action: Option<CidrAction>, port_be: u16) -> Result<Self, Outcome> {
         match action {
-            Some(action) if action == CidrAction::CAPTURE.action() => Ok(Self::Workload),
-            Some(action) if action == CidrAction::PASS.action() => Err(Outcome::ConnectExcluded),
+            Some(found) if found.action() == CidrAction::CAPTURE.action() => {
+                Ok(Self { service: 0, group: found.group(), port_be })
+            }
+            Some(found) if found.action() == CidrAction::PASS.action() => Err(Outcome::ConnectExcluded),
             _ => Err(Outcome::ConnectUnmeshed),
         }
     }
+}
 
-    /// The service's number, or 0 for a workload address.
-    #[inline(always)]
-    #[must_use]
-    pub const fn service(&self) -> u32 {
-        match self {
-            Self::Frontend { service } => *service,
-            Self::Workload => 0,
+/// The workload's address of the destination's family: where its connects are captured, and what the destination sees
+/// as their source. Unspecified if it has none.
+#[inline(always)]
+#[must_use]
+pub fn own_address(pod: &Pod, destination: Ip) -> Ip {
+    if destination.is_v4() { pod.ip4() } else { pod.ip6() }
+}
+
+/// The refusal of a connect that policy denies; `errno` is the setting of [`crate::maps::CfgSlot::DeniedErrno`].
+#[inline(always)]
+pub const fn denied(decision: &Decision, errno: u64) -> Result<(), Refusal> {
+    match decision.verdict {
+        policy::Verdict::Pass => Ok(()),
+        policy::Verdict::Drop => {
+            let errno = if errno == ECONNREFUSED as u64 { ECONNREFUSED } else { EACCES };
+            Err(Refusal { outcome: Outcome::ConnectDenied, errno })
         }
     }
 }
@@ -127,7 +146,7 @@ pub fn capture(destination: Ip, pod: &Pod, daemon_is_silent: bool) -> Result<Ver
             Err(Refusal { outcome: Outcome::ConnectDaemonDown, errno: ECONNREFUSED })
         };
     }
-    let listener = if destination.is_v4() { pod.ip4() } else { pod.ip6() };
+    let listener = own_address(pod, destination);
     if listener.is_unspecified() {
         Err(Refusal { outcome: Outcome::ConnectNoAddress, errno: EADDRNOTAVAIL })
     } else {
@@ -161,6 +180,16 @@ pub const fn announced(arrival: Arrival) -> Arrival {
     }
 }
 
+/// Whether what sk_lookup decided is worth a record: refusals, and plaintext that was admitted.
+#[inline(always)]
+#[must_use]
+pub const fn is_recorded(outcome: Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::LookupDenied | Outcome::LookupStrict | Outcome::LookupMeshPort | Outcome::LookupPlaintext
+    )
+}
+
 /// What sk_lookup counts for a decision.
 #[inline(always)]
 #[must_use]
@@ -179,7 +208,7 @@ pub const fn lookup_outcome(decision: &Decision) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{self, Matched, Mode};
+    use crate::policy::{Group, Matched, Mode};
 
     fn ip(text: &str) -> Ip {
         text.parse::<core::net::IpAddr>().unwrap().into()
@@ -211,24 +240,51 @@ mod tests {
     }
 
     #[test]
+    fn a_node_shares_its_address_with_its_workloads() {
+        for own in ["10.0.0.5", "fd00::5"] {
+            assert_eq!(exemption(&call(own), &pod(Pod::HOST_NETWORK), 0x539), None, "{own}");
+        }
+        assert_eq!(exemption(&call("127.0.0.1"), &pod(Pod::HOST_NETWORK), 0x539), Some(Outcome::ConnectLoopback));
+    }
+
+    #[test]
     fn an_unset_own_mark_exempts_no_unmarked_socket() {
         assert_eq!(exemption(&call("10.96.0.1"), &pod(0), 0), None);
     }
 
     #[test]
     fn a_frontend_without_backends_refuses() {
-        let refusal = Target::from_frontend(&Frontend::new(7, 0, 0, 0, 0)).unwrap_err();
+        let refusal = Target::from_frontend(&Frontend::new(7, 0, 5, 0, 0)).unwrap_err();
         assert_eq!(refusal, Refusal { outcome: Outcome::ConnectNoEndpoints, errno: ECONNREFUSED });
-        assert_eq!(Target::from_frontend(&Frontend::new(7, 1, 0, 0, 0)).unwrap().service(), 7);
+        let target = Target { service: 7, group: 5, port_be: 8080 };
+        assert_eq!(Target::from_frontend(&Frontend::new(7, 1, 5, 8080, 0)), Ok(target));
     }
 
     #[test]
     fn ranges_capture_exclude_or_miss() {
-        assert_eq!(Target::from_range(Some(CidrAction::CAPTURE.action())), Ok(Target::Workload));
-        assert_eq!(Target::from_range(Some(CidrAction::PASS.action())), Err(Outcome::ConnectExcluded));
-        assert_eq!(Target::from_range(Some(99)), Err(Outcome::ConnectUnmeshed));
-        assert_eq!(Target::from_range(None), Err(Outcome::ConnectUnmeshed));
-        assert_eq!(Target::Workload.service(), 0);
+        let captured = Target { service: 0, group: 5, port_be: 80 };
+        assert_eq!(Target::from_range(Some(CidrAction::capture(5)), 80), Ok(captured));
+        assert_eq!(Target::from_range(Some(CidrAction::PASS), 80), Err(Outcome::ConnectExcluded));
+        assert_eq!(Target::from_range(Some(CidrAction::new(99, 5)), 80), Err(Outcome::ConnectUnmeshed));
+        assert_eq!(Target::from_range(None, 80), Err(Outcome::ConnectUnmeshed));
+    }
+
+    #[test]
+    fn what_policy_denies_is_refused_with_the_errno_of_the_mesh() {
+        let decide = |flags| policy::authorize(&Matched::new(0, 0, 0, 0, 0, flags));
+        assert_eq!(denied(&decide(0), 111), Ok(()));
+        for (setting, errno) in [(0, EACCES), (13, EACCES), (111, ECONNREFUSED), (99_999, EACCES)] {
+            let refusal = Refusal { outcome: Outcome::ConnectDenied, errno };
+            assert_eq!(denied(&decide(Group::HAS_ALLOW), setting), Err(refusal));
+        }
+    }
+
+    #[test]
+    fn every_refusal_of_the_guard_is_recorded() {
+        for outcome in Outcome::ALL.iter().filter(|outcome| outcome.hook() == "sk_lookup") {
+            let expected = outcome.verdict() == "drop" || *outcome == Outcome::LookupPlaintext;
+            assert_eq!(is_recorded(*outcome), expected, "{outcome:?}");
+        }
     }
 
     #[test]

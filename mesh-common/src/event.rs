@@ -57,3 +57,24 @@ pod! {
         ; reserved pad: [u8; 4]
     }
 }
+
+/// Whether a [`VerdictRecord`] may take room in `EVENTS`, of which `queued` bytes are taken: verdicts leave half of it
+/// to close records, however many connections are refused.
+#[inline(always)]
+#[must_use]
+pub const fn has_room_for_verdict(queued: u64) -> bool {
+    queued < crate::maps::EVENTS_BYTES as u64 / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::maps::EVENTS_BYTES;
+
+    #[test]
+    fn verdicts_leave_half_of_the_ring_buffer_to_close_records() {
+        assert!(has_room_for_verdict(0));
+        assert!(!has_room_for_verdict(u64::from(EVENTS_BYTES) / 2));
+        assert!(!has_room_for_verdict(u64::from(EVENTS_BYTES)));
+    }
+}

@@ -10,7 +10,8 @@ pod! {
         /// CLOCK_MONOTONIC nanoseconds (`bpf_ktime_get_ns`) of the connect.
         connected_at_ns: u64,
         netns_cookie: u64,
-        /// cgroup of the process that called connect(); telemetry only: file descriptors can be passed.
+        /// cgroup of the process that called connect(); telemetry only: file descriptors can be passed. In the node's
+        /// own namespace: the cgroup of the workload that made the socket and called, which is who it is.
         cgroup: u64,
         addr: Ip,
         /// Process id (tgid) that called connect(); telemetry only.
@@ -28,6 +29,10 @@ pod! {
 }
 
 impl OriginalDestination {
+    /// The caller is a workload in the node's own namespace, whose listener is within reach of everything there:
+    /// `sk_lookup` admits announced connections to it only.
+    pub const ANNOUNCED: u16 = 1;
+
     #[inline(always)]
     #[must_use]
     pub const fn endpoint(&self) -> Endpoint {

@@ -10,6 +10,7 @@ pub mod addr;
 pub mod capture;
 pub mod event;
 pub mod flow;
+pub mod host;
 pub mod maps;
 pub mod outcome;
 pub mod policy;

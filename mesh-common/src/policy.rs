@@ -109,6 +109,8 @@ impl Group {
 impl Matched {
     /// No policy, default allow: group 0.
     pub const NOTHING: Self = Self::new(0, 0, 0, 0, 0, 0);
+    /// Of a group that the kernel does not know: nothing is allowed.
+    pub const UNKNOWN: Self = Self::new(0, 0, 0, 0, 0, Group::DENY_BY_DEFAULT);
 
     /// What both say together.
     #[inline(always)]
@@ -132,6 +134,41 @@ const fn first(a: u32, b: u32) -> u32 {
     let (a, b) = (a.wrapping_sub(1), b.wrapping_sub(1));
     let smaller = if a < b { a } else { b };
     smaller.wrapping_add(1)
+}
+
+/// What the rules of a group say about a connection, joined from `VERDICTS`. `sources` are those that the connection
+/// has besides [`source::EVERYONE`], which also stands for "none" among them.
+///
+/// The group's header is asked for last: the daemon writes it last and removes it first, so that whoever finds it has
+/// found all that there is. Without it the group is being taken away, or never was.
+#[inline(always)]
+#[must_use]
+pub fn join<const N: usize>(
+    group: u32,
+    sources: [u32; N],
+    port_be: u16,
+    entry: impl Fn(&VerdictKey) -> Option<Matched>,
+) -> Matched {
+    if group == 0 {
+        return Matched::NOTHING;
+    }
+    let mut matched = Matched::NOTHING;
+    for source in sources {
+        if source != source::EVERYONE {
+            for port_be in [port_be, 0] {
+                if let Some(more) = entry(&VerdictKey::new(group, source, port_be)) {
+                    matched = matched.and(&more);
+                }
+            }
+        }
+    }
+    if let Some(more) = entry(&VerdictKey::new(group, source::EVERYONE, port_be)) {
+        matched = matched.and(&more);
+    }
+    match entry(&VerdictKey::new(group, source::EVERYONE, 0)) {
+        Some(header) => matched.and(&header),
+        None => Matched::UNKNOWN,
+    }
 }
 
 #[must_use]
@@ -334,6 +371,33 @@ mod tests {
         assert_eq!(a.and(&b), Matched::new(5, 2, 3, 0, 9, 3));
         assert_eq!(a.and(&b), b.and(&a));
         assert_eq!(a.and(&Matched::NOTHING), a);
+    }
+
+    #[test]
+    fn a_join_takes_what_holds_for_each_source_on_the_port_and_on_every_port() {
+        let entry = |key: &VerdictKey| match (key.group(), key.source(), key.port_be()) {
+            (9, source::EVERYONE, 0) => Some(Matched::new(0, 0, 0, 0, 0, Group::HAS_ALLOW)),
+            (9, source::EVERYONE, 80) => Some(Matched::new(0, 0, 5, 0, 0, 0)),
+            (9, source::AUTHENTICATED, 0) => Some(Matched::new(0, 4, 0, 0, 0, 0)),
+            (9, 77, 80) => Some(Matched::new(0, 3, 0, 0, 6, 0)),
+            (9, 78, 0) => Some(Matched::new(2, 0, 0, 0, 0, 0)),
+            // Without its header.
+            (8, 77, 80) => Some(Matched::new(0, 1, 0, 0, 0, 0)),
+            _ => None,
+        };
+        let allow = Group::HAS_ALLOW;
+        let authenticated = [source::AUTHENTICATED, 77, source::EVERYONE];
+        assert_eq!(join(9, authenticated, 80, entry), Matched::new(0, 3, 5, 0, 6, allow));
+        assert_eq!(join(9, authenticated, 81, entry), Matched::new(0, 4, 0, 0, 0, allow));
+        assert_eq!(join(9, [78], 81, entry), Matched::new(2, 0, 0, 0, 0, allow));
+        assert_eq!(join(9, [source::EVERYONE], 81, entry), Matched::new(0, 0, 0, 0, 0, allow));
+        assert_eq!(join(0, authenticated, 80, entry), Matched::NOTHING);
+    }
+
+    #[test]
+    fn a_group_without_its_header_lets_nothing_pass() {
+        let entry = |key: &VerdictKey| (key.source() == 77).then_some(Matched::new(0, 1, 0, 0, 0, 0));
+        assert_eq!(authorize(&join(8, [77], 80, entry)), Decision::new(Verdict::Drop, Reason::DefaultDeny, 0));
     }
 
     #[test]

@@ -27,6 +27,8 @@ pod! {
 impl Pod {
     /// While the daemon is dead, connects go straight to their destination instead of being refused.
     pub const FAIL_OPEN: u16 = 1;
+    /// It runs in its node's own network namespace: its address is its node's, and others have it too.
+    pub const HOST_NETWORK: u16 = 2;
 }
 
 pod! {
@@ -87,7 +89,8 @@ impl CidrAction {
 }
 
 pod! {
-    /// Key of `APPPORTS`: a local workload's address and port; port 0 holds the address's default.
+    /// Key of `APPPORTS`: a local workload's address and port; port 0 holds the address's default. In the node's own
+    /// namespace there is no default, and an unspecified address holds what is said of a port at any of its addresses.
     pub struct AppPortKey [20] {
         addr: Ip,
         port_be: u16,

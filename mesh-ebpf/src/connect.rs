@@ -5,23 +5,28 @@
 
 use crate::context::{self, Family};
 use crate::emit;
+use crate::host::{self, Caller};
 use crate::maps::{self, ORIG};
 use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::Ip;
-use mesh_common::capture::{self, Call, ECONNREFUSED, Refusal, Target, Verdict};
+use mesh_common::capture::{self, Call, EACCES, ECONNREFUSED, Refusal, Target, Verdict};
+use mesh_common::event::VerdictRecord;
 use mesh_common::flow::OriginalDestination;
 use mesh_common::maps::CfgSlot;
 use mesh_common::outcome::Outcome;
+use mesh_common::policy::source::AUTHENTICATED;
+use mesh_common::policy::{self, Arrival, Mode};
+use mesh_common::service::Pod;
 
 /// Decides about a connect() and, if it is captured, rewrites it.
 #[inline(always)]
 pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusal> {
     // SAFETY: a plain helper call with the program's own context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    let Some(pod) = maps::pod(netns_cookie) else {
+    let Some(Caller { pod, cgroup, is_handed }) = caller(ctx, netns_cookie) else {
         return Ok(Verdict::Pass(Outcome::ConnectNotWorkload));
     };
     let destination = F::address(ctx);
@@ -32,31 +37,77 @@ pub(crate) fn decide<F: Family>(ctx: &SockAddrContext) -> Result<Verdict, Refusa
     }
     let target = match maps::frontend(destination, port_be) {
         Some(frontend) => Target::from_frontend(&frontend)?,
-        None => match Target::from_range(maps::range(destination)) {
+        None => match Target::from_range(maps::range(destination), port_be) {
             Ok(target) => target,
             Err(outcome) => return Ok(Verdict::Pass(outcome)),
         },
     };
+    if is_handed {
+        return Err(Refusal { outcome: Outcome::ConnectHanded, errno: EACCES });
+    }
+    // Before the daemon is looked for: a workload that fails open is held to policy nevertheless.
+    authorize(&pod, netns_cookie, &target, destination, port_be)?;
     let now = now();
     let verdict = capture::capture(destination, &pod, daemon_is_silent(now))?;
     if let Verdict::Capture(listener) = verdict {
         let original = OriginalDestination::new(
             now,
             netns_cookie,
-            caller_cgroup(),
+            cgroup,
             destination,
             caller_pid(),
-            target.service(),
+            target.service,
             port_be,
             F::AF,
             pod.outbound_port_be(),
-            0,
+            if pod.flags() & Pod::HOST_NETWORK == 0 { 0 } else { OriginalDestination::ANNOUNCED },
         );
         remember(ctx, &original)?;
         rewrite::<F>(ctx, listener, pod.outbound_port_be());
         emit::trace!(ctx, "captured {:i}:{}", destination.octets(), u16::from_be(port_be));
     }
     Ok(verdict)
+}
+
+/// Which workload calls: its network namespace says it, or in the node's own its cgroup.
+#[inline(always)]
+fn caller(ctx: &SockAddrContext, netns_cookie: u64) -> Option<Caller> {
+    if let Some(pod) = maps::pod(netns_cookie) {
+        return Some(Caller { pod, cgroup: caller_cgroup(), is_handed: false });
+    }
+    host::caller(context::socket(ctx), netns_cookie)
+}
+
+/// Refuses at once what the destination would refuse later. It is a courtesy: what the kernel cannot tell here, or a
+/// process gets around, is decided at the destination.
+#[inline(always)]
+fn authorize(pod: &Pod, netns_cookie: u64, target: &Target, destination: Ip, port_be: u16) -> Result<(), Refusal> {
+    if target.group == 0 {
+        return Ok(());
+    }
+    let (group, identity) = (target.group, pod.identity());
+    let source = capture::own_address(pod, destination);
+    let sources = [AUTHENTICATED, identity, maps::class(group, source)];
+    let matched = policy::join(group, sources, target.port_be, maps::matched);
+    let decision = policy::decide(Some(Mode::Strict), Arrival::Authenticated, &matched);
+    let answer = capture::denied(&decision, maps::setting(CfgSlot::DeniedErrno));
+    if let Err(Refusal { outcome, .. }) = answer {
+        emit::verdict(&VerdictRecord::new(
+            now(),
+            netns_cookie,
+            source,
+            destination,
+            outcome as u32,
+            group,
+            identity,
+            decision.rule,
+            caller_pid(),
+            target.service,
+            0,
+            port_be,
+        ));
+    }
+    answer
 }
 
 /// Forgets what an earlier connect() of this socket recorded: after connect(AF_UNSPEC) a captured socket may go

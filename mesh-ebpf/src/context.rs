@@ -5,7 +5,7 @@
 //! fields of both families are read before any branch chooses between them.
 
 use aya_ebpf::bindings::{bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext};
 use core::ptr::{read_volatile, write_volatile};
 use mesh_common::addr::Ip;
 
@@ -107,6 +107,13 @@ pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
 #[inline(always)]
 pub(crate) fn mark(ctx: &SockAddrContext) -> u32 {
     field!(socket(ctx), mark)
+}
+
+/// `IPPROTO_*` of a socket that is being made.
+#[inline(always)]
+pub(crate) fn new_protocol(ctx: &SockContext) -> u32 {
+    let raw: *mut bpf_sock = ctx.sock;
+    field!(raw, protocol)
 }
 
 /// A connection as sock_ops sees it.

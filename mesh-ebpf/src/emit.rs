@@ -1,7 +1,9 @@
 //! What programs leave behind: counted outcomes, the errno of a refused connect, debug logs.
 
-use crate::maps::OUTCOMES;
+use crate::maps::{EVENTS, OUTCOMES};
+use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::helpers::bpf_set_retval;
+use mesh_common::event::{self, VerdictRecord};
 use mesh_common::outcome::Outcome;
 
 /// Counts an outcome on this CPU.
@@ -20,6 +22,15 @@ pub(crate) fn count(outcome: Outcome) {
 pub(crate) fn set_errno(errno: i32) {
     // SAFETY: a plain helper call. It fails only for values that are no errno, and those do not occur.
     let _always_zero = unsafe { bpf_set_retval(-errno) };
+}
+
+/// Reports a verdict, unless the ring buffer's room is left to close records; then it is counted.
+#[inline(always)]
+pub(crate) fn verdict(record: &VerdictRecord) {
+    let queued = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    if !event::has_room_for_verdict(queued) || EVENTS.output::<VerdictRecord>(record, 0).is_err() {
+        count(Outcome::VerdictLost);
+    }
 }
 
 /// Logs a decision, in objects built with `cargo xtask build-ebpf --log`.

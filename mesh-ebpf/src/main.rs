@@ -8,23 +8,36 @@ mod connect;
 mod context;
 mod emit;
 mod getpeername;
+mod host;
 mod maps;
 mod sk_lookup;
 mod sock_ops;
 
-use aya_ebpf::macros::{cgroup_sock_addr, sk_lookup as sk_lookup_program, sock_ops as sock_ops_program};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, sk_lookup as sk_lookup_program, sock_ops as sock_ops_program};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext};
 use context::{V4, V6};
 use mesh_common::capture::{Refusal, Verdict};
 use mesh_common::outcome::Outcome;
 use mesh_common::policy;
 
-/// A cgroup/connect program's "go on".
+/// A cgroup/connect or cgroup/sock_create program's "go on".
 const PROCEED: i32 = 1;
 /// A cgroup/connect program's "fail": with the errno set before, else EPERM.
 const FAIL: i32 = 0;
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
+
+/// socket(): remembers whose it is, where the network namespace does not say.
+#[cgroup_sock(sock_create)]
+pub(crate) fn mesh_sock_create(ctx: SockContext) -> i32 {
+    match host::record_maker(&ctx) {
+        Ok(()) => PROCEED,
+        Err(outcome) => {
+            emit::count(outcome);
+            PROCEED
+        }
+    }
+}
 
 /// connect() of an AF_INET socket.
 #[cgroup_sock_addr(connect4)]
@@ -98,7 +111,17 @@ pub(crate) fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
 /// A new connection reaches a workload's network namespace.
 #[sk_lookup_program]
 pub(crate) fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
-    let (verdict, outcome) = sk_lookup::decide(&ctx);
+    finish_lookup(sk_lookup::decide::<false>(&ctx))
+}
+
+/// A new connection reaches the node's own network namespace.
+#[sk_lookup_program]
+pub(crate) fn mesh_node_lookup(ctx: SkLookupContext) -> u32 {
+    finish_lookup(sk_lookup::decide::<true>(&ctx))
+}
+
+#[inline(always)]
+fn finish_lookup((verdict, outcome): (policy::Verdict, Outcome)) -> u32 {
     emit::count(outcome);
     match verdict {
         policy::Verdict::Pass => SK_PASS,

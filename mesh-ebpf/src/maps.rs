@@ -9,6 +9,7 @@ use mesh_common::addr::Ip;
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::maps::{self, CfgSlot};
 use mesh_common::outcome::Outcome;
+use mesh_common::policy::source::EVERYONE;
 use mesh_common::policy::{Matched, VerdictKey};
 use mesh_common::service::{
     AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, Pod, RangeKey,
@@ -63,6 +64,13 @@ pub(crate) fn pod(netns_cookie: u64) -> Option<Pod> {
     unsafe { PODS.get(netns_cookie) }.copied()
 }
 
+/// The workload of a cgroup in the node's own network namespace. A copy, as for `pod`.
+#[inline(always)]
+pub(crate) fn host(cgroup: u64) -> Option<Pod> {
+    // SAFETY: as for `pod`.
+    unsafe { HOSTS.get(cgroup) }.copied()
+}
+
 /// The header of a TCP frontend.
 #[inline(always)]
 pub(crate) fn frontend(addr: Ip, port_be: u16) -> Option<Frontend> {
@@ -72,19 +80,44 @@ pub(crate) fn frontend(addr: Ip, port_be: u16) -> Option<Frontend> {
 
 /// The action of the longest prefix that holds `addr`.
 #[inline(always)]
-pub(crate) fn range(addr: Ip) -> Option<u32> {
-    CIDR.get(Key::new(128, CidrKey::new(addr))).map(CidrAction::action)
+pub(crate) fn range(addr: Ip) -> Option<CidrAction> {
+    CIDR.get(Key::new(128, CidrKey::new(addr))).copied()
 }
 
-/// The mutual-TLS mode of a local workload's port, as a number: the port's own, else the address's default.
+/// Mode and policy group of a local workload's port: the port's own, else the address's default.
 #[inline(always)]
-pub(crate) fn mode(addr: Ip, port_be: u16) -> Option<u32> {
+pub(crate) fn app_port(addr: Ip, port_be: u16) -> Option<AppPort> {
     // SAFETY: as for `pod`.
     if let Some(port) = unsafe { APPPORTS.get(AppPortKey::new(addr, port_be)) } {
-        return Some(port.mode());
+        return Some(*port);
     }
     // SAFETY: as for `pod`.
-    unsafe { APPPORTS.get(AppPortKey::new(addr, 0)) }.map(AppPort::mode)
+    unsafe { APPPORTS.get(AppPortKey::new(addr, 0)) }.copied()
+}
+
+/// The class of a source address among the rules of a policy group; [`EVERYONE`] if none names it.
+#[inline(always)]
+pub(crate) fn class(group: u32, addr: Ip) -> u32 {
+    const ALL_BITS: u32 = 32 + 128;
+    RANGES.get(Key::new(ALL_BITS, RangeKey::new(group, addr))).copied().unwrap_or(EVERYONE)
+}
+
+/// What a policy group's rules say about one source and port.
+#[inline(always)]
+pub(crate) fn matched(key: &VerdictKey) -> Option<Matched> {
+    // SAFETY: as for `pod`.
+    unsafe { VERDICTS.get(key) }.copied()
+}
+
+/// What guards a port of the node's own network namespace: at this address, else at any.
+#[inline(always)]
+pub(crate) fn node_app_port(addr: Ip, port_be: u16) -> Option<AppPort> {
+    // SAFETY: as for `pod`.
+    if let Some(port) = unsafe { APPPORTS.get(AppPortKey::new(addr, port_be)) } {
+        return Some(*port);
+    }
+    // SAFETY: as for `pod`.
+    unsafe { APPPORTS.get(AppPortKey::new(Ip::UNSPECIFIED, port_be)) }.copied()
 }
 
 /// Whether this connection was announced: by the daemon as its own delivery, or by [`announce`].

@@ -1,8 +1,14 @@
 //! sk_lookup in a workload's namespace: the destination's guard. It runs for the first packet of a connection only.
+//!
+//! In the node's own namespace (`NODE`) it guards only the ports that workloads there declare, at every address but
+//! loopback: one that nobody thought of must not be a way around. That a connection comes from there proves nothing.
 
-use crate::{context, emit, maps};
+use crate::context::{self, Arriving};
+use crate::{emit, maps};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::capture;
+use mesh_common::event::VerdictRecord;
 use mesh_common::maps::CfgSlot;
 use mesh_common::outcome::Outcome;
 use mesh_common::policy::{self, Arrival, Matched, Mode, Verdict};
@@ -10,22 +16,69 @@ use mesh_common::service::{BypassKey, PROTO_TCP};
 
 /// Decides whether the connection may look for its listener, and what to count.
 #[inline(always)]
-pub(crate) fn decide(ctx: &SkLookupContext) -> (Verdict, Outcome) {
+pub(crate) fn decide<const NODE: bool>(ctx: &SkLookupContext) -> (Verdict, Outcome) {
     let connection = context::arriving(ctx);
     if connection.protocol != u32::from(PROTO_TCP) {
         return (Verdict::Pass, Outcome::LookupNotTcp);
     }
     let local_port_be = (connection.local_port as u16).to_be();
-    let mode = maps::mode(connection.local, local_port_be).map(Mode::from_number);
-    let arrival = if capture::is_self_traffic(connection.remote, connection.local) {
+    let app_port = if NODE {
+        maps::node_app_port(connection.local, local_port_be)
+    } else {
+        maps::app_port(connection.local, local_port_be)
+    };
+    let mode = app_port.map(|app_port| Mode::from_number(app_port.mode()));
+    let is_self = if NODE {
+        connection.local.is_loopback()
+    } else {
+        capture::is_self_traffic(connection.remote, connection.local)
+    };
+    let arrival = if is_self {
         Arrival::SelfTraffic
     } else {
         let arrival = capture::arrival(connection.local_port, maps::setting(CfgSlot::OutboundPort));
         let key = BypassKey::new(connection.remote, connection.local, connection.remote_port_be, local_port_be);
         if maps::is_bypassed(&key) { capture::announced(arrival) } else { arrival }
     };
-    let decision = policy::decide(mode, arrival, &Matched::NOTHING);
+    let group = app_port.map_or(0, |app_port| app_port.group());
+    let matched = match (mode, arrival) {
+        (Some(Mode::Permissive), Arrival::Plaintext) => matched(group, &connection, local_port_be),
+        // Nothing else is left to the rules.
+        _ => Matched::NOTHING,
+    };
+    let decision = policy::decide(mode, arrival, &matched);
     let outcome = capture::lookup_outcome(&decision);
     emit::trace!(ctx, "{:i}:{} {}", connection.local.octets(), connection.local_port, outcome as u32);
+    if capture::is_recorded(outcome) {
+        report(&connection, local_port_be, outcome, group, decision.rule);
+    }
     (decision.verdict, outcome)
+}
+
+/// What the rules say about a caller whose identity nobody has proven.
+#[inline(always)]
+fn matched(group: u32, connection: &Arriving, local_port_be: u16) -> Matched {
+    if group == 0 {
+        return Matched::NOTHING;
+    }
+    policy::join(group, [maps::class(group, connection.remote)], local_port_be, maps::matched)
+}
+
+#[inline(always)]
+fn report(connection: &Arriving, local_port_be: u16, outcome: Outcome, group: u32, rule: u32) {
+    emit::verdict(&VerdictRecord::new(
+        // SAFETY: a plain helper call.
+        unsafe { bpf_ktime_get_ns() },
+        0,
+        connection.remote,
+        connection.local,
+        outcome as u32,
+        group,
+        0,
+        rule,
+        0,
+        0,
+        connection.remote_port_be,
+        local_port_be,
+    ));
 }

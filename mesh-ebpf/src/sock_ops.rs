@@ -114,11 +114,12 @@ fn tuple_key(ctx: &SockOpsContext, original: &OriginalDestination) -> TupleKey {
 }
 
 /// A workload may bind another of its addresses than the listener's: sk_lookup sees two addresses then, as for a
-/// connection from outside, and must be told.
+/// connection from outside, and must be told; to a listener in the node's own namespace, of every connection.
 #[inline(always)]
 fn announcement(ctx: &SockOpsContext, original: &OriginalDestination) -> Option<BypassKey> {
     let socket = context::sock_ops_socket(ctx);
-    if capture::is_self_traffic(socket.local, socket.remote) {
+    let is_told = original.flags() & OriginalDestination::ANNOUNCED != 0;
+    if !is_told && capture::is_self_traffic(socket.local, socket.remote) {
         return None;
     }
     Some(BypassKey::new(socket.local, socket.remote, socket.local_port_be, original.listener_port_be()))

@@ -17,10 +17,11 @@ use crate::datapath::Datapath;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
-use crate::proxy::{Context, LocalWorkloads};
+use crate::proxy::{Context, LocalWorkloads, Registry, Reports};
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
+use crate::telemetry::plaintext::PlaintextCallers;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::telemetry::{Build, Metrics, Tls};
 use crate::tunnel::Tunnel;
@@ -81,6 +82,8 @@ impl App {
             connect_timeout: config.tunnel.connect_timeout,
             metrics: metrics.connections().clone(),
             live: LiveConnections::default(),
+            reports: Reports { metrics: metrics.policy().clone(), plaintext: PlaintextCallers::default() },
+            registry: Registry::default(),
             connections: TaskTracker::new(),
         });
         let namespaces = Namespaces::spawn().context("cannot start the thread that enters network namespaces")?;

@@ -36,7 +36,7 @@ pub struct Log {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawConfig {
     node: String,
-    cgroup: PathBuf,
+    cgroup: RawCgroups,
     catalog: RawDirectory,
     identity: RawDirectory,
     tunnel: RawTunnel,
@@ -48,6 +48,14 @@ struct RawConfig {
     log: RawLog,
     #[serde(default = "default_drain")]
     drain: String,
+}
+
+/// One path, or a list of them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawCgroups {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
 }
 
 #[derive(Deserialize)]
@@ -139,6 +147,11 @@ impl Config {
             "datapath.pin: one folder name of letters, digits, '-' and '_' (a BPF file system takes no others), \
              e.g. nodemesh"
         );
+        let cgroups = match raw.cgroup {
+            RawCgroups::One(path) => vec![path],
+            RawCgroups::Several(paths) => paths,
+        };
+        ensure!(!cgroups.is_empty(), "cgroup: name the cgroup that holds the workloads, or a list of such cgroups");
         let mut tunnel = crate::tunnel::Config { listen: raw.tunnel.listen, ..crate::tunnel::Config::default() };
         if let Some(text) = raw.tunnel.connect_timeout {
             tunnel.connect_timeout = duration(&text).context("tunnel.connectTimeout")?;
@@ -159,7 +172,7 @@ impl Config {
             datapath: crate::datapath::Config {
                 bpffs: raw.datapath.bpffs,
                 pin: raw.datapath.pin,
-                cgroup: raw.cgroup,
+                cgroups,
                 heartbeat_timeout: duration(&raw.datapath.heartbeat_timeout).context("datapath.heartbeatTimeout")?,
                 outbound_port: OUTBOUND_PORT,
                 mark: OWN_MARK,
@@ -228,9 +241,18 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
     fn the_smallest_file_gets_sound_defaults() {
         let config = Config::parse(SMALLEST).unwrap();
         assert_eq!(config.node.as_str(), "n1");
+        assert_eq!(config.datapath.cgroups, [PathBuf::from("/sys/fs/cgroup/pods")]);
         assert_eq!(config.admin.listen.port(), 9415);
         assert_eq!(config.datapath.pin, "nodemesh");
         assert_eq!(config.drain, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn several_cgroups_may_be_named() {
+        let text = SMALLEST.replace("/sys/fs/cgroup/pods", "[/sys/fs/cgroup/pods, /sys/fs/cgroup/system]");
+        assert_eq!(Config::parse(&text).unwrap().datapath.cgroups.len(), 2);
+        let error = Config::parse(&SMALLEST.replace("/sys/fs/cgroup/pods", "[]")).unwrap_err();
+        assert!(format!("{error:#}").contains("cgroup"), "{error:#}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The catalog that a world's daemons read: made from the topology, edited while everything runs.
 
+use crate::policy::Policy;
 use crate::world::{Pod, World};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
@@ -19,24 +20,39 @@ pub struct Catalog {
     nodes: Vec<Value>,
     workloads: BTreeMap<String, Workload>,
     services: BTreeMap<String, Service>,
+    policies: BTreeMap<String, Policy>,
+    /// Labels of namespaces.
+    namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// Text by name, each a file of its own.
+    documents: BTreeMap<String, String>,
     mesh: Map<String, Value>,
     next_vip: u16,
 }
 
-/// A `WorkloadEntry`, made from a pod.
+/// How the files of [`Catalog::document`] begin.
+const DOCUMENT: &str = "document-";
+
+/// A `WorkloadEntry`, made from a pod or for a process in its node's own network namespace.
 #[derive(Clone, Debug)]
 pub struct Workload {
     name: String,
     /// Distinguishes a pod made anew under the same name.
     uid: Option<String>,
     node: String,
-    netns: PathBuf,
+    place: Place,
     pub addresses: Vec<IpAddr>,
     pub account: String,
     pub labels: BTreeMap<String, String>,
     pub weight: u32,
     pub ports: BTreeMap<String, u16>,
     pub port_modes: BTreeMap<u16, String>,
+}
+
+/// Where a workload runs.
+#[derive(Clone, Debug)]
+enum Place {
+    Netns(PathBuf),
+    Cgroup(PathBuf),
 }
 
 /// A `Service` with an IPv4 and an IPv6 address.
@@ -65,7 +81,17 @@ impl Catalog {
         let mut mesh = Map::new();
         mesh.insert("trustDomain".into(), trust_domain.into());
         let workloads = world.pods().map(|pod| (pod.name().to_owned(), Workload::of(pod))).collect();
-        Ok(Self { folder, nodes: nodes.collect(), workloads, services: BTreeMap::new(), mesh, next_vip: 1 })
+        Ok(Self {
+            folder,
+            nodes: nodes.collect(),
+            workloads,
+            services: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            documents: BTreeMap::new(),
+            mesh,
+            next_vip: 1,
+        })
     }
 
     /// Where the documents are.
@@ -77,6 +103,45 @@ impl Catalog {
     /// Sets a field of MeshConfig's `spec`.
     pub fn mesh(&mut self, field: &str, value: impl Into<Value>) {
         self.mesh.insert(field.to_owned(), value.into());
+    }
+
+    /// What happens to connections that no policy decides, mesh-wide: `allow` or `deny`.
+    pub fn default_action(&mut self, action: &str) {
+        self.authorization("defaultAction", action);
+    }
+
+    /// What a denied connect() fails with: `EACCES` or `ECONNREFUSED`.
+    pub fn denied_error(&mut self, error: &str) {
+        self.authorization("deniedError", error);
+    }
+
+    fn authorization(&mut self, field: &str, value: &str) {
+        self.mesh.entry("authorization").or_insert_with(|| json!({}))[field] = value.into();
+    }
+
+    /// Sets a label of a namespace: `nodemesh.io/mode` or `nodemesh.io/default-action`.
+    pub fn namespace(&mut self, name: &str, label: &str, value: &str) {
+        self.namespaces.entry(name.to_owned()).or_default().insert(label.to_owned(), value.to_owned());
+    }
+
+    /// Adds an ALLOW policy for every workload of [`NAMESPACE`], without rules; one that is there is replaced.
+    pub fn policy(&mut self, name: &str) -> &mut Policy {
+        self.policies.entry(name.to_owned()).insert_entry(Policy::named(name)).into_mut()
+    }
+
+    /// Takes a policy out of the catalog; returns whether it was there.
+    pub fn remove_policy(&mut self, name: &str) -> bool {
+        self.policies.remove(name).is_some()
+    }
+
+    /// Adds or replaces text that is a file of its own, sound or not.
+    pub fn document(&mut self, name: &str, yaml: &str) {
+        self.documents.insert(name.to_owned(), yaml.to_owned());
+    }
+
+    /// Takes such text out of the catalog; returns whether it was there.
+    pub fn remove_document(&mut self, name: &str) -> bool {
+        self.documents.remove(name).is_some()
     }
 
     /// Adds a service for the workloads whose label `app` is its name, with the next free virtual addresses.
@@ -130,6 +195,23 @@ impl Catalog {
         self.workloads.entry(pod.name().to_owned()).insert_entry(workload).into_mut()
     }
 
+    /// Adds a workload that runs in its node's own network namespace, in this cgroup, and listens on these ports; its
+    /// label `app` and service account are its name.
+    pub fn host_workload(
+        &mut self,
+        name: &str,
+        node: &str,
+        cgroup: &Path,
+        addresses: &[IpAddr],
+        ports: &[(&str, u16)],
+    ) -> &mut Workload {
+        let workload = Workload {
+            ports: ports.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect(),
+            ..Workload::at(name, node, Place::Cgroup(cgroup.to_owned()), addresses)
+        };
+        self.workloads.entry(name.to_owned()).insert_entry(workload).into_mut()
+    }
+
     /// Takes a workload out of the catalog; returns whether it was there.
     pub fn remove(&mut self, workload: &str) -> bool {
         self.workloads.remove(workload).is_some()
@@ -145,7 +227,21 @@ impl Catalog {
     /// # Errors
     /// If a file cannot be written.
     pub fn write(&self) -> Result<()> {
-        ["mesh.yaml", "nodes.yaml", "services.yaml", "workloads.yaml"].iter().try_for_each(|name| self.write_only(name))
+        // Policies before the workloads that they protect: each file may be read by itself.
+        let files = ["mesh.yaml", "nodes.yaml", "namespaces.yaml", "policies.yaml", "services.yaml", "workloads.yaml"];
+        self.write_documents()?;
+        files.iter().try_for_each(|name| self.write_only(name))
+    }
+
+    fn write_documents(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let document = name.strip_prefix(DOCUMENT).and_then(|name| name.strip_suffix(".yaml"));
+            if document.is_some_and(|document| !self.documents.contains_key(document)) {
+                self.remove_file(&name)?;
+            }
+        }
+        self.documents.iter().try_for_each(|(name, yaml)| self.write_file(&format!("{DOCUMENT}{name}.yaml"), yaml))
     }
 
     /// [`Self::write`] of one file, whatever has changed in the others.
@@ -160,11 +256,23 @@ impl Catalog {
             })],
             "nodes.yaml" => self.nodes.clone(),
             "services.yaml" => self.services.values().map(Service::document).collect(),
+            "policies.yaml" => self.policies.values().map(Policy::document).collect(),
+            "namespaces.yaml" => {
+                let namespaces = self.namespaces.iter();
+                let document = |(name, labels)| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+                namespaces.map(document).collect()
+            }
             "workloads.yaml" => self.workloads.values().map(Workload::document).collect(),
             _ => bail!("the catalog has no file {name}"),
         };
         let texts = documents.iter().map(serde_saphyr::to_string).collect::<Result<Vec<_>, _>>()?;
-        write_atomically(&self.folder.join(name), &texts.join("---\n"))
+        let path = self.folder.join(name);
+        if texts.is_empty() && !path.exists() {
+            return Ok(());
+        }
+        // An empty file is taken for one that is about to be written, and removes nothing.
+        let text = if texts.is_empty() { "# none\n".to_owned() } else { texts.join("---\n") };
+        write_atomically(&path, &text)
     }
 
     /// Writes any text as a file of the catalog, in one step.
@@ -187,14 +295,19 @@ impl Catalog {
 
 impl Workload {
     fn of(pod: &Pod) -> Self {
+        let place = Place::Netns(pod.namespace().path().to_owned());
+        Self::at(pod.name(), pod.node(), place, &pod.addresses())
+    }
+
+    fn at(name: &str, node: &str, place: Place, addresses: &[IpAddr]) -> Self {
         Self {
-            name: pod.name().to_owned(),
+            name: name.to_owned(),
             uid: None,
-            node: pod.node().to_owned(),
-            netns: pod.namespace().path().to_owned(),
-            addresses: pod.addresses().to_vec(),
-            account: pod.name().to_owned(),
-            labels: BTreeMap::from([("app".to_owned(), pod.name().to_owned())]),
+            node: node.to_owned(),
+            place,
+            addresses: addresses.to_vec(),
+            account: name.to_owned(),
+            labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
             weight: 100,
             ports: BTreeMap::new(),
             port_modes: BTreeMap::new(),
@@ -229,10 +342,17 @@ impl Workload {
         self.label("nodemesh.io/mode", mode)
     }
 
+    /// Sets `nodemesh.io/default-action`: `allow` or `deny`.
+    pub fn default_action(&mut self, action: &str) -> &mut Self {
+        self.label("nodemesh.io/default-action", action)
+    }
+
     fn document(&self) -> Value {
-        let mut spec = json!({
-            "node": self.node, "addresses": self.addresses, "serviceAccount": self.account, "netns": self.netns,
-        });
+        let mut spec = json!({"node": self.node, "addresses": self.addresses, "serviceAccount": self.account});
+        match &self.place {
+            Place::Netns(path) => spec["netns"] = json!(path),
+            Place::Cgroup(path) => spec["cgroup"] = json!(path),
+        }
         if self.weight != 100 {
             spec["weight"] = self.weight.into();
         }

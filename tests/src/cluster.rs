@@ -19,7 +19,9 @@ pub const TRUST_DOMAIN: &str = "mesh.test";
 #[derive(Debug)]
 pub struct Cluster {
     // Daemons end before the world goes.
-    daemons: BTreeMap<String, Daemon>,
+    pub(crate) daemons: BTreeMap<String, Daemon>,
+    /// The authority that nodes have joined, if this mesh has one; see [`Cluster::joined`].
+    pub(crate) ca: Option<Daemon>,
     pub catalog: Catalog,
     pub authority: Authority,
     pub world: World,
@@ -60,20 +62,22 @@ impl Cluster {
         let mut catalog = Catalog::of(&world, folder.join("catalog"), TRUST_DOMAIN)?;
         describe(&mut catalog);
         catalog.write()?;
-        let mut cluster = Self { daemons: BTreeMap::new(), catalog, authority, world };
+        let mut cluster = Self { daemons: BTreeMap::new(), ca: None, catalog, authority, world };
         cluster.issue_identities()?;
         for node in cluster.world.nodes() {
             let identities = cluster.identities(node.name());
             let daemon = Daemon::with(node, cluster.catalog.folder(), &identities, &mut configure)?;
             cluster.daemons.insert(node.name().to_owned(), daemon);
         }
-        for daemon in cluster.daemons.values_mut() {
+        cluster.start_daemons()?;
+        Ok(cluster)
+    }
+
+    pub(crate) fn start_daemons(&mut self) -> Result<()> {
+        for daemon in self.daemons.values_mut() {
             daemon.spawn()?;
         }
-        for daemon in cluster.daemons.values_mut() {
-            daemon.wait_until_ready()?;
-        }
-        Ok(cluster)
+        self.daemons.values_mut().try_for_each(Daemon::wait_until_ready)
     }
 
     /// Issues a certificate to every service account in the catalog, on the nodes that its workloads run on.

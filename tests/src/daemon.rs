@@ -18,6 +18,10 @@ use std::time::Duration;
 pub const TUNNEL_PORT: u16 = 15008;
 /// TCP port of `/metrics` and `/readyz` on a node.
 pub const METRICS_PORT: u16 = 9415;
+/// TCP port of a certificate authority on a node.
+pub const AUTHORITY_PORT: u16 = 9416;
+/// TCP port of an authority's `/metrics` and `/readyz`.
+const AUTHORITY_METRICS_PORT: u16 = 9417;
 
 const READY_BOUND: Duration = Duration::from_secs(30);
 /// Longer than the daemon's own drain deadline.
@@ -27,6 +31,8 @@ const STOP_BOUND: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Daemon {
     node: String,
+    /// What `nodemeshd` is told to do.
+    verb: &'static [&'static str],
     place: Place,
     config: PathBuf,
     log: PathBuf,
@@ -70,7 +76,33 @@ impl Daemon {
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let metrics = SocketAddr::from((node.v4(), METRICS_PORT));
         let log = folder.join("nodemeshd.log");
-        Ok(Self { node: node.name().to_owned(), place: node.into(), config, log, socket, bpffs, metrics, child: None })
+        let (node, place) = (node.name().to_owned(), node.into());
+        Ok(Self { node, verb: &["run"], place, config, log, socket, bpffs, metrics, child: None })
+    }
+
+    /// A certificate authority on a node, which keeps its state in `folder` (made by `nodemeshd ca init`): writes its
+    /// configuration and leaves it stopped.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn authority(node: &Node, catalog: &Path, folder: &Path, change: impl FnOnce(&mut Value)) -> Result<Self> {
+        let socket = node.folder().join("ca.sock");
+        let listen = [SocketAddr::from((node.v4(), AUTHORITY_PORT)), SocketAddr::from((node.v6(), AUTHORITY_PORT))];
+        let mut document = json!({
+            "directory": folder,
+            "catalog": {"directory": catalog},
+            "listen": listen,
+            "admin": {"socket": socket, "listen": format!("0.0.0.0:{AUTHORITY_METRICS_PORT}")},
+            "log": {"level": "info", "format": "json"},
+        });
+        change(&mut document);
+        let config = node.folder().join("ca.yaml");
+        let text = serde_saphyr::to_string(&document)?;
+        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        let metrics = SocketAddr::from((node.v4(), AUTHORITY_METRICS_PORT));
+        let (log, bpffs) = (node.folder().join("ca.log"), node.folder().join("bpffs"));
+        let (node, place) = (node.name().to_owned(), node.into());
+        Ok(Self { node, verb: &["ca", "run"], place, config, log, socket, bpffs, metrics, child: None })
     }
 
     /// Starts it and waits until it is ready.
@@ -90,7 +122,7 @@ impl Daemon {
         ensure!(self.child.is_none(), "the daemon of {} runs already", self.node);
         let log = File::options().create(true).append(true).open(&self.log).context("cannot open the daemon's log")?;
         let mut command = Command::new(binary("nodemeshd"));
-        command.args(["run", "-c"]).arg(&self.config);
+        command.args(self.verb).arg("-c").arg(&self.config);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         place_command(&mut command, &self.place)?;
         self.child = Some(command.spawn().context("cannot start nodemeshd")?);

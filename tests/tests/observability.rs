@@ -260,12 +260,17 @@ fn what_is_configured_is_shown_as_tables_and_as_documents() -> Result<()> {
             assert!(table.lines().any(|line| line.split_whitespace().nth(1) == Some(name)), "{table}");
         }
         let status = cluster.status(node)?;
-        assert_eq!(status["config"]["objects"], json!({"MeshConfig": 1, "Node": 2, "Service": 2, "WorkloadEntry": 4}));
+        assert_eq!(
+            status["config"]["objects"],
+            json!({
+                "AuthorizationPolicy": 0, "MeshConfig": 1, "Namespace": 0, "Node": 2, "Service": 2, "WorkloadEntry": 4,
+            })
+        );
         assert_eq!(status["workloads"], json!({"local": 2, "armed": 2, "failed": 0}));
         assert_eq!((&status["ready"], &status["node"]), (&json!(true), &json!(node)));
         assert_eq!(status["certificates"].as_array().map(Vec::len), Some(2));
         let metrics = cluster.daemon(node).metrics()?;
-        for kind in ["MeshConfig", "Node", "Service", "WorkloadEntry"] {
+        for kind in ["AuthorizationPolicy", "MeshConfig", "Namespace", "Node", "Service", "WorkloadEntry"] {
             let shown = metrics.count("nodemesh_config_objects", &[("kind", kind)]);
             assert_eq!(Some(shown), status["config"]["objects"][kind].as_u64());
         }

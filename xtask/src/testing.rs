@@ -47,6 +47,16 @@ pub(crate) fn clean_testbed() -> Result<()> {
     })
 }
 
+/// The scenario of rotating certificates, for as long as a release deserves.
+pub(crate) fn soak() -> Result<()> {
+    step("setup", setup::everything)?;
+    step("eBPF object", || ebpf::build(false))?;
+    step("build", || run(cargo().args(["build", "--quiet"]).args(WORKSPACE).arg("--all-targets")))?;
+    sweep()?;
+    let how = ["--test", "rotation", "--", "--exact", "traffic_survives_every_rotation", "--show-output"];
+    step("soak", || run(cargo().env("NODEMESH_SOAK", "1").arg("test").args(WORKSPACE).args(how)))
+}
+
 /// Two nodes with real programs, and a table of what happened between them.
 pub(crate) fn demo(arguments: &[String]) -> Result<()> {
     setup::everything()?;

@@ -3,9 +3,10 @@
 
 use super::workloads::Workloads;
 use crate::datapath::Datapath;
-use crate::engine::{Engine, Tables, diff};
-use crate::model::{Catalog, Object, ObjectKey, Update, WorkloadUid};
-use crate::proxy;
+use crate::engine::{Engine, Snapshot, Tables, diff};
+use crate::identity::Identities;
+use crate::model::{Catalog, Object, ObjectKey, SpiffeId, Update, WorkloadUid};
+use crate::proxy::{self, PlaintextSweep};
 use crate::runtime::{Blocker, Ready};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ pub(super) struct Reconciler {
     pub(super) datapath: Datapath,
     pub(super) workloads: Workloads,
     pub(super) context: Arc<proxy::Context>,
+    pub(super) identities: Identities,
     pub(super) report: watch::Sender<Report>,
     pub(super) ready: Ready,
     /// Holds readiness back while the catalog is not applied.
@@ -45,6 +47,10 @@ pub(super) struct Reconciler {
     pub(super) retry_at: Option<Instant>,
     /// Workloads that have ended since the last change was applied.
     pub(super) ended: Vec<WorkloadUid>,
+    /// Ends plaintext that a change forbids.
+    pub(super) plaintext: PlaintextSweep,
+    /// What the kernel's tables were written from.
+    pub(super) applied: Arc<Snapshot>,
 }
 
 impl Reconciler {
@@ -133,11 +139,19 @@ impl Reconciler {
     async fn apply(&mut self, current: &mut Tables) -> Result<()> {
         let desired = self.engine.desired().clone();
         warn_of_another_trust_domain(current, &desired);
+        // Certificates are under way before the workloads that need them are armed.
+        let wanted = identities_of(&desired);
+        self.identities.want(wanted.clone());
         // The proxy must know a destination before the kernel sends connections for it.
-        self.context.snapshot.store(desired.snapshot.clone());
+        let before = self.context.snapshot.swap(desired.snapshot.clone());
+        self.recheck(&before, &desired.snapshot).await?;
         self.workloads.disarm_outdated(&desired.local, &mut self.datapath).await;
         self.datapath.apply(&diff(current, &desired)).context("cannot write the kernel's tables")?;
         self.workloads.want(desired.local.clone());
+        self.applied = desired.snapshot.clone();
+        for gone in identities_of(current).difference(&wanted) {
+            self.context.tunnel.forget_source(gone);
+        }
         *current = desired;
         for uid in self.ended.drain(..) {
             self.context.tunnel.forget(&uid);
@@ -146,10 +160,26 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Cuts live connections that the new picture forbids; whoever is decided about from now on reads it.
+    async fn recheck(&self, before: &Snapshot, after: &Arc<Snapshot>) -> Result<()> {
+        if after.judges_like(before) {
+            return Ok(());
+        }
+        let (context, after) = (self.context.clone(), after.clone());
+        // Thousands of connections are a moment of work: not on a thread that carries bytes.
+        let cut = tokio::task::spawn_blocking(move || context.registry.recheck(&after)).await?;
+        for (reason, count) in cut {
+            self.context.reports.metrics.cut(reason, count);
+            tracing::info!(reason, count, "cut live connections that are no longer allowed");
+        }
+        Ok(())
+    }
+
     /// Arms what should be armed and is not; disarms what has lost its namespace.
     async fn tend(&mut self) {
         self.workloads.disarm_vanished(&mut self.datapath).await;
         let failed = self.workloads.arm_missing(&mut self.datapath).await;
+        self.plaintext.follow(&self.applied).await;
         let armed: BTreeSet<WorkloadUid> = self.workloads.armed().collect();
         let generation = self.engine.generation();
         self.report.send_if_modified(|report| {
@@ -159,6 +189,11 @@ impl Reconciler {
             changed
         });
     }
+}
+
+/// The identities that this node speaks for.
+fn identities_of(tables: &Tables) -> BTreeSet<SpiffeId> {
+    tables.local.values().map(|workload| workload.identity.clone()).collect()
 }
 
 /// The daemon's certificates belong to the trust domain it started with.

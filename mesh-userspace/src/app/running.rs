@@ -6,7 +6,7 @@ use super::{App, sources};
 use crate::datapath::Datapath;
 use crate::engine::Engine;
 use crate::identity::Identities;
-use crate::proxy::{Context, Inbound};
+use crate::proxy::{Context, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
 use anyhow::{Context as _, Result, anyhow, bail};
 use std::sync::Arc;
@@ -80,16 +80,20 @@ impl App {
 
         let tuples = self.datapath.tuples();
         let outbound_port = self.config.datapath.outbound_port;
+        let plaintext = PlaintextSweep::new(self.context.clone(), self.namespaces.clone());
         let reconciler = Reconciler {
             engine: Engine::new(self.config.node.clone()),
             datapath: self.datapath,
             workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, outbound_port, mark),
             context: self.context.clone(),
+            identities: identities.clone(),
             report,
             ready: ready.clone(),
             blocked: Some(ready.block("the catalog is not applied yet")),
             retry_at: None,
             ended: Vec::new(),
+            plaintext,
+            applied: Arc::default(),
         };
         let (disarm, disarmed) = oneshot::channel();
         let reconciler = tokio::spawn(reconciler.run(self.first, self.updates, release.clone(), disarmed));

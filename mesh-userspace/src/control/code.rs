@@ -78,6 +78,14 @@ codes! {
     AddressCount = "M0211", Error, "there are too many addresses, or none";
     DuplicatePort = "M0212", Error, "a service's port or port name appears twice";
     NotCaptured = "M0213", Warning, "the port is accepted but not captured in this version";
+    ApplicationLevel = "M0214", Error, "rules about requests are not in this version";
+    InvalidPattern = "M0215", Error, "the SPIFFE ID or pattern is not valid";
+    DuplicateRule = "M0216", Error, "two rules of a policy have one name";
+    NoRules = "M0217", Warning, "the policy has no rules";
+    NoSources = "M0218", Warning, "the rule's list of sources is empty and matches nobody";
+    Exclusive = "M0219", Error, "the field does not go with another one";
+    NoDeclaredPort = "M0220", Error, "a host-network workload declares no port";
+    PolicyOfNowhere = "M0221", Error, "a broken policy does not say its namespace and protects nothing";
     DuplicateObject = "M0301", Error, "the object is defined twice";
     TwoMeshConfigs = "M0302", Error, "there is more than one MeshConfig";
     NoMeshConfig = "M0303", Error, "there is no MeshConfig";
@@ -95,6 +103,15 @@ codes! {
     SomeLackTargetPort = "M0315", Warning, "some selected workloads have no port of this name";
     NoEndpointOfFamily = "M0316", Warning, "no selected workload has an address of this family";
     DuplicateNodeAddress = "M0317", Error, "two nodes have one address";
+    ForeignTrustDomain = "M0318", Error, "the pattern is of another trust domain and never matches";
+    TargetsNothing = "M0319", Warning, "the policy's target is no workload";
+    UnknownService = "M0320", Error, "the policy's target is no service of its namespace";
+    StandsIn = "M0321", Error, "a broken object without a good version is in force in its strictest form";
+    DuplicateHostPort = "M0322", Error, "two host-network workloads of a node declare one port";
+    DuplicateCgroup = "M0323", Error, "two host-network workloads of a node have one cgroup";
+    NotNodeAddress = "M0324", Warning, "a host-network workload's address is not one of its node";
+    NotTargetedPort = "M0325", Warning, "the rule's port is none that the target service leads to";
+    UnknownAccount = "M0326", Warning, "no workload has the service account that the rule names";
 }
 
 impl fmt::Display for Code {

@@ -1,10 +1,11 @@
 //! The catalog directory as it is, and what of each file's past still counts.
 
 use super::diagnostic::{Diagnostic, Position, Source};
-use super::document::{Contents, Document, MAX_FILE_BYTES, parse_documents};
+use super::document::{Broken, Contents, Document, MAX_FILE_BYTES, parse_documents};
+use super::key::Key;
 use super::resolve::Resolver;
 use super::{Code, Severity};
-use crate::model::{Catalog, ObjectKey};
+use crate::model::Catalog;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -57,6 +58,10 @@ impl Directory {
 
     pub(super) fn catalog(&self) -> &Catalog {
         self.resolver.catalog()
+    }
+
+    pub(super) fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// Findings of the last scan, errors first, then by file and place.
@@ -139,21 +144,50 @@ fn in_order(mut found: Vec<Diagnostic>) -> Vec<Diagnostic> {
 
 impl FileState {
     /// Takes over what is sound in the new contents, and keeps the last good version of what is broken there. A
-    /// document that is broken beyond recognition may be any of the file's objects: then none is taken away.
+    /// document that is broken beyond recognition may be any of the file's objects: then none is taken away. Where
+    /// there is no good version, the strictest that the document may have meant stands in.
     fn replace(&mut self, new: Contents) {
-        let Contents { mut documents, broken, diagnostics } = new;
-        let unrecognised = broken.iter().any(Option::is_none);
-        let there: BTreeSet<&ObjectKey> = documents.iter().map(|document| &document.key).collect();
-        let broken: BTreeSet<&ObjectKey> = broken.iter().flatten().collect();
-        let kept: Vec<_> = self
-            .documents
-            .drain(..)
-            .filter(|old| (unrecognised || broken.contains(&old.key)) && !there.contains(&old.key))
-            .collect();
-        documents.extend(kept);
-        self.documents = documents;
+        let Contents { documents, broken, diagnostics } = new;
+        let unrecognised = broken.iter().any(|broken| broken.key.is_none());
+        let unread = broken.iter().any(|broken| broken.key.is_none() && broken.stand_in.is_none());
+        let there: BTreeSet<&Key> = documents.iter().map(|document| &document.key).collect();
+        let named: BTreeSet<&Key> = broken.iter().filter_map(|broken| broken.key.as_ref()).collect();
+        let is_kept = |old: &Arc<Document>| match old.stands_in {
+            // Where its document is still legible it says again what stands in for it.
+            true => unread,
+            false => unrecognised || named.contains(&old.key),
+        };
+        let kept: Vec<_> = self.documents.drain(..).filter(|old| is_kept(old) && !there.contains(&old.key)).collect();
+        let stand_ins = stand_ins(&broken, &there, &named, &kept);
+        self.documents = [documents, kept, stand_ins].concat();
         self.diagnostics = diagnostics;
     }
+}
+
+/// What stands in for the broken documents that have no good version, neither among those there nor among those kept.
+fn stand_ins(
+    broken: &[Broken],
+    there: &BTreeSet<&Key>,
+    named: &BTreeSet<&Key>,
+    kept: &[Arc<Document>],
+) -> Vec<Arc<Document>> {
+    let good = |key: &Key| there.contains(key) || kept.iter().any(|old| old.key == *key);
+    // Policies that are kept because a document may be any of them: each answers for one that has lost its name.
+    let mut lost: Vec<_> = kept.iter().filter(|old| old.key.is_policy() && !named.contains(&old.key)).collect();
+    let mut stand_ins: Vec<Arc<Document>> = Vec::new();
+    for Broken { stand_in, nameless, .. } in broken {
+        let Some(stand_in) = stand_in else { continue };
+        if good(&stand_in.key) {
+            lost.retain(|old| old.key != stand_in.key);
+        } else if let Some(index) = lost.iter().position(|old| old.key.namespace() == stand_in.key.namespace())
+            && *nameless
+        {
+            lost.swap_remove(index);
+        } else {
+            stand_ins.push(Arc::clone(stand_in));
+        }
+    }
+    stand_ins
 }
 
 /// Names of the catalog's files in order: `*.yaml` and `*.yml`, hidden ones left out (editors' and mounts' own).

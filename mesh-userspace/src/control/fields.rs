@@ -3,7 +3,7 @@
 use super::diagnostic::{Findings, Position};
 use super::yaml::{Entry, Node, Value};
 use super::{Code, suggest};
-use crate::model::Mode;
+use crate::model::{DefaultAction, Mode};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -13,6 +13,7 @@ pub(super) struct Fields<'n> {
     at: Position,
     path: String,
     known: Vec<&'static str>,
+    refused: Vec<&'static str>,
 }
 
 impl<'n> Fields<'n> {
@@ -22,7 +23,7 @@ impl<'n> Fields<'n> {
             wrong_type(node, path, "a mapping", findings);
             return None;
         };
-        Some(Self { entries, at: node.at, path: path.to_owned(), known: Vec::new() })
+        Some(Self { entries, at: node.at, path: path.to_owned(), known: Vec::new(), refused: Vec::new() })
     }
 
     pub(super) fn at(&self) -> Position {
@@ -38,6 +39,29 @@ impl<'n> Fields<'n> {
     pub(super) fn get(&mut self, name: &'static str) -> Option<&'n Entry> {
         self.known.push(name);
         self.entries.iter().find(|entry| entry.key == name && !matches!(entry.value.value, Value::Null))
+    }
+
+    /// An optional field where leaving out the value would say something else than leaving out the field.
+    pub(super) fn stated(&mut self, name: &'static str) -> Option<&'n Entry> {
+        self.known.push(name);
+        self.entries.iter().find(|entry| entry.key == name)
+    }
+
+    /// Reports those of these fields that are there: known, and not to be overlooked.
+    pub(super) fn refuse(
+        &mut self,
+        names: &[&'static str],
+        code: Code,
+        why: &str,
+        help: &str,
+        findings: &mut Findings,
+    ) {
+        for entry in self.entries.iter().filter(|entry| names.contains(&entry.key.as_str())) {
+            let message = format!("`{}` {why}", self.path(&entry.key));
+            findings.report(code, entry.at, message, Some(help.to_owned()));
+        }
+        // Not by `ignore`: what is refused is no suggestion for a misspelt field.
+        self.refused.extend(names);
     }
 
     /// A field that must be there.
@@ -65,7 +89,8 @@ impl<'n> Fields<'n> {
 
     /// Reports every field that nobody asked for.
     pub(super) fn finish(self, findings: &mut Findings) {
-        for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.key.as_str())) {
+        let accounted = |key: &str| self.known.contains(&key) || self.refused.contains(&key);
+        for entry in self.entries.iter().filter(|entry| !accounted(&entry.key)) {
             let place = if self.path.is_empty() { "the object".to_owned() } else { format!("`{}`", self.path) };
             let key: String = entry.key.chars().take(80).collect();
             let message = format!("unknown field `{key}` in {place}");
@@ -113,6 +138,17 @@ pub(super) fn mapping<'n>(node: &'n Node, path: &str, findings: &mut Findings) -
     }
     wrong_type(node, path, "a mapping", findings);
     None
+}
+
+pub(super) fn boolean(node: &Node, path: &str, findings: &mut Findings) -> Option<bool> {
+    match &node.value {
+        Value::Bool(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::Bool(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => {
+            wrong_type(node, path, "`true` or `false`", findings);
+            None
+        }
+    }
 }
 
 /// A whole number from `min` to `max`, both included.
@@ -224,3 +260,6 @@ pub(super) fn choice<T: Copy>(
 
 pub(super) const MODES: &[(&str, Mode)] =
     &[("strict", Mode::Strict), ("permissive", Mode::Permissive), ("disabled", Mode::Disabled)];
+
+pub(super) const DEFAULT_ACTIONS: &[(&str, DefaultAction)] =
+    &[("allow", DefaultAction::Allow), ("deny", DefaultAction::Deny)];

@@ -1,7 +1,8 @@
 //! The catalog directory as a source of updates: read once, then watched.
 
 use super::directory::Directory;
-use super::{Health, Severity, count, resolve};
+use super::resolve::{self, Resolver};
+use super::{Health, Severity, count};
 use crate::model::{Catalog, Update};
 use crate::telemetry::catalog::CatalogMetrics;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -74,7 +75,7 @@ impl FileSource {
             Watched::start(directory).map_err(|source| SourceError::Watch { path: directory.to_owned(), source })?;
         let (updates, receiver) = mpsc::channel(QUEUE);
         let (health, health_receiver) =
-            watch::channel(Health { objects: count(&Catalog::default()), ..Health::default() });
+            watch::channel(Health { objects: count(&Resolver::default()), ..Health::default() });
         let task = Task { settings, metrics, watched, updates, health, shown: None, errors: BTreeMap::new() };
         tokio::spawn(task.run(Directory::new(directory)));
         Ok((receiver, health_receiver))
@@ -154,7 +155,7 @@ impl Task {
 
     fn report(&mut self, directory: &Directory, changed: bool) {
         let diagnostics = directory.diagnostics();
-        let objects = count(directory.catalog());
+        let objects = count(directory.resolver());
         // Codes seen once stay, with 0: a series that vanishes looks like a lost scrape.
         self.errors.values_mut().for_each(|count| *count = 0);
         for diagnostic in diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error) {

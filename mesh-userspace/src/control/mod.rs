@@ -4,12 +4,14 @@
 //! A line: bytes -> trees ([`yaml`]) -> objects, each sound in itself ([`kinds`]) -> one catalog ([`resolve`]) ->
 //! updates. Everything but [`directory`] and [`file`] is pure.
 
+mod claims;
 mod code;
 mod diagnostic;
 mod directory;
 mod document;
 mod fields;
 pub mod file;
+mod key;
 mod kinds;
 mod references;
 mod resolve;
@@ -24,7 +26,6 @@ pub use diagnostic::{Diagnostic, Position};
 pub use directory::{has_errors, validate};
 pub use document::{Contents, parse_documents};
 
-use crate::model::Catalog;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -42,9 +43,13 @@ pub struct Health {
     pub applied_at: Option<SystemTime>,
 }
 
-fn count(catalog: &Catalog) -> BTreeMap<&'static str, usize> {
+/// Number of objects in force, by kind.
+fn count(resolver: &resolve::Resolver) -> BTreeMap<&'static str, usize> {
+    let catalog = resolver.catalog();
     BTreeMap::from([
+        ("AuthorizationPolicy", catalog.policies.len()),
         ("MeshConfig", usize::from(catalog.mesh.is_some())),
+        ("Namespace", resolver.namespaces()),
         ("Node", catalog.nodes.len()),
         ("Service", catalog.services.len()),
         ("WorkloadEntry", catalog.workloads.len()),

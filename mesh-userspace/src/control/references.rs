@@ -1,11 +1,14 @@
 //! What objects say about each other. Nothing here keeps an object from being applied: the engine leaves out what
 //! leads nowhere, and this says so.
 
+mod policies;
+
 use super::diagnostic::{Diagnostic, Position};
 use super::document::{Document, Entry, Spec};
+use super::key::Key;
 use super::{Code, suggest};
 use crate::engine::{SelectorIndex, selects};
-use crate::model::{Catalog, NodeName, ObjectKey, Protocol, Service, TargetPort, Workload};
+use crate::model::{Catalog, NodeName, PolicyAction, Protocol, Service, TargetPort, Workload};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ const MAX_HINTS: usize = 10;
 /// Names that a message lists before it only counts.
 const NAMES_SHOWN: usize = 3;
 
-pub(super) fn check(accepted: &BTreeMap<ObjectKey, Arc<Document>>, catalog: &Catalog, found: &mut Vec<Diagnostic>) {
+pub(super) fn check(accepted: &BTreeMap<Key, Arc<Document>>, catalog: &Catalog, found: &mut Vec<Diagnostic>) {
     let mut index = SelectorIndex::default();
     for workload in catalog.workloads.values() {
         index.insert_workload(workload);
@@ -30,7 +33,9 @@ pub(super) fn check(accepted: &BTreeMap<ObjectKey, Arc<Document>>, catalog: &Cat
                 let help = "list one under status.addresses with `type: InternalIP`".to_owned();
                 check.report(Code::NodeWithoutAddress, document.at, "the node has no InternalIP".into(), Some(help));
             }
-            Spec::Mesh(_) | Spec::Node { .. } => {}
+            _ if document.stands_in => check.stands_in(),
+            Spec::Mesh(_) | Spec::Node { .. } | Spec::Namespace(_) => {}
+            Spec::Policy(policy) => policies::check(policy, &mut check),
             Spec::Workload(entry) => check.workload(entry),
             Spec::Service { service, selector_at, vips_at, targets_at } => {
                 let selected: Vec<_> = index
@@ -67,6 +72,29 @@ impl Check<'_> {
         ranges.into_iter().find(|range| range.contains(&address)).map(ToString::to_string)
     }
 
+    fn stands_in(&mut self) {
+        let (message, help) = match &self.document.spec {
+            Spec::Policy(policy) if policy.policy.dry_run || policy.policy.action == PolicyAction::Audit => {
+                ("it is broken and there is no good version: nothing is reported by it", "mend the errors shown for it")
+            }
+            Spec::Policy(policy) if policy.policy.targets.is_empty() => (
+                "it is broken and there is no good version: until it is mended, every connection to a workload of the \
+                 namespace is denied",
+                "mend the errors shown for it, or remove it",
+            ),
+            Spec::Policy(_) => (
+                "it is broken and there is no good version: until it is mended, every connection to its targets is denied",
+                "mend the errors shown for it, or remove it",
+            ),
+            _ => (
+                "it is broken and there is no good version: what it says of mode and default action is taken at its \
+                 strictest",
+                "mend the errors shown for it",
+            ),
+        };
+        self.report(Code::StandsIn, self.document.at, message.to_owned(), Some(help.to_owned()));
+    }
+
     fn workload(&mut self, entry: &Entry) {
         if !self.catalog.nodes.contains_key(&entry.node) {
             let message = format!("there is no node `{}`: nobody can reach this workload", entry.node);
@@ -74,10 +102,27 @@ impl Check<'_> {
                 self.hint(|catalog| suggest::help(entry.node.as_str(), catalog.nodes.keys().map(NodeName::as_str)));
             self.report(Code::UnknownNode, entry.node_at, message, help);
         }
+        if entry.cgroup.is_some() {
+            self.host_addresses(entry);
+        }
         for (address, at) in entry.addresses.iter().zip(&entry.addresses_at) {
             if let Some(range) = self.excluded(*address) {
                 let message = format!("the address {address} lies in the excluded range {range} and is not captured");
                 self.report(Code::ExcludedWorkload, *at, message, None);
+            }
+        }
+    }
+
+    fn host_addresses(&mut self, entry: &Entry) {
+        let Some(node) = self.catalog.nodes.get(&entry.node) else { return };
+        for (address, at) in entry.addresses.iter().zip(&entry.addresses_at) {
+            if !node.addresses.contains(address) {
+                let message = format!("{address} is not one of the addresses that Node {} states", node.name);
+                let help = self.hint(|_| {
+                    let known: Vec<_> = node.addresses.iter().map(ToString::to_string).collect();
+                    (!known.is_empty()).then(|| format!("it has {}", known.join(", ")))
+                });
+                self.report(Code::NotNodeAddress, *at, message, help);
             }
         }
     }
@@ -131,7 +176,7 @@ impl Check<'_> {
             true => "the service has no selector, so every connection to it is refused",
             false => "the selector matches no workload of the namespace, so every connection to it is refused",
         };
-        let help = self.hint(|catalog| nearly_selected(service, catalog));
+        let help = self.hint(|catalog| nearly_labelled(service.name.namespace(), &service.selector, catalog));
         self.report(Code::SelectsNothing, selector_at, message.to_owned(), help);
     }
 
@@ -149,17 +194,17 @@ impl Check<'_> {
 }
 
 /// A namespace or a value that is nearly there is the usual mistake.
-fn nearly_selected(service: &Service, catalog: &Catalog) -> Option<String> {
+fn nearly_labelled(namespace: &str, selector: &BTreeMap<String, String>, catalog: &Catalog) -> Option<String> {
     let workloads = || catalog.workloads.values();
-    let has_all = |workload: &Workload| service.selector.iter().all(|(k, v)| workload.labels.get(k) == Some(v));
-    if service.selector.is_empty() {
+    let has_all = |workload: &Workload| selector.iter().all(|(k, v)| workload.labels.get(k) == Some(v));
+    if selector.is_empty() {
         return None;
     }
     if let Some(workload) = workloads().find(|workload| has_all(workload)) {
         return Some(format!("{} has these labels, but another namespace", workload.name));
     }
-    service.selector.iter().find_map(|(key, value)| {
-        let peers = workloads().filter(|workload| workload.name.namespace() == service.name.namespace());
+    selector.iter().find_map(|(key, value)| {
+        let peers = workloads().filter(|workload| workload.name.namespace() == namespace);
         let values: BTreeSet<_> = peers.filter_map(|peer| peer.labels.get(key)).map(String::as_str).collect();
         let near = suggest::nearest(value, values).filter(|near| near != value)?;
         Some(format!("did you mean `{key}: {near}`?"))

@@ -1,12 +1,13 @@
 //! From the documents of all files to one catalog: who defines what, which last good version stays, who collides.
 
 use super::Code;
+use super::claims::Claims;
 use super::diagnostic::{Diagnostic, Position, Source};
-use super::document::{Document, Entry, Spec, title};
+use super::document::{Defaults, Document, Entry, Spec};
+use super::key::Key;
 use super::references;
-use crate::model::{Catalog, Mesh, Object, ObjectKey, Protocol, Service, SpiffeId, Update, Workload, WorkloadUid};
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use crate::model::{Catalog, Mesh, Object, ObjectKey, SpiffeId, Update, Workload, WorkloadUid};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Labels that name a workload's owner, the first that is there.
@@ -16,51 +17,60 @@ const OWNER_LABELS: [&str; 2] = ["app.kubernetes.io/name", "app"];
 /// whoever was there first stays, and of those that come together the first by file and place.
 #[derive(Debug, Default)]
 pub(super) struct Resolver {
-    accepted: BTreeMap<ObjectKey, Arc<Document>>,
+    accepted: BTreeMap<Key, Arc<Document>>,
     catalog: Catalog,
 }
+
+const MESH: Key = Key::Object(ObjectKey::Mesh);
 
 impl Resolver {
     pub(super) fn catalog(&self) -> &Catalog {
         &self.catalog
     }
 
+    /// Number of namespaces whose defaults are in force.
+    pub(super) fn namespaces(&self) -> usize {
+        self.accepted.keys().filter(|key| matches!(key, Key::Namespace(_))).count()
+    }
+
     /// Takes the documents of all files, in the order of files and places, as the whole truth.
     pub(super) fn resolve<'d>(&mut self, documents: impl IntoIterator<Item = &'d Arc<Document>>) -> Vec<Diagnostic> {
         let mut found = Vec::new();
         let mut chosen = self.choose(documents, &mut found);
-        if !chosen.contains_key(&ObjectKey::Mesh) {
+        if !chosen.contains_key(&MESH) {
             found.push(self.no_mesh());
             // Without it no workload has an identity: taking it away must not take the mesh down.
-            chosen.extend(self.accepted.get_key_value(&ObjectKey::Mesh).map(|(key, mesh)| (key.clone(), mesh.clone())));
+            chosen.extend(self.accepted.get_key_value(&MESH).map(|(key, mesh)| (key.clone(), mesh.clone())));
         }
-        let mesh = chosen.get(&ObjectKey::Mesh).and_then(|document| match &document.spec {
-            Spec::Mesh(mesh) => Some(Arc::clone(mesh)),
-            _ => None,
-        });
-        self.accept(&chosen, mesh.as_ref(), &mut found);
+        self.accept(&chosen, &mut found);
         references::check(&self.accepted, &self.catalog, &mut found);
         found
     }
 
-    /// One document a key; the others are reported.
+    /// One document a key; the others are reported. What stands in for a broken document yields to any good version,
+    /// also to the last one.
     fn choose<'d>(
         &self,
         documents: impl IntoIterator<Item = &'d Arc<Document>>,
         found: &mut Vec<Diagnostic>,
-    ) -> BTreeMap<ObjectKey, Arc<Document>> {
-        let mut candidates: BTreeMap<&ObjectKey, Vec<&Arc<Document>>> = BTreeMap::new();
+    ) -> BTreeMap<Key, Arc<Document>> {
+        let mut candidates: BTreeMap<&Key, Vec<&Arc<Document>>> = BTreeMap::new();
         for document in documents {
             candidates.entry(&document.key).or_default().push(document);
         }
-        let choice = |(key, documents): (&ObjectKey, Vec<&Arc<Document>>)| {
+        let choice = |(key, mut documents): (&Key, Vec<&Arc<Document>>)| {
+            if documents.iter().all(|document| document.stands_in) {
+                let last = self.accepted.get(key).filter(|accepted| !accepted.stands_in);
+                return (key.clone(), Arc::clone(last.unwrap_or(documents[0])));
+            }
+            documents.retain(|document| !document.stands_in);
             let home = self.accepted.get(key).map(|accepted| &accepted.source.file);
             let first = documents.iter().position(|document| Some(&document.source.file) == home).unwrap_or(0);
             let winner = documents[first];
             for other in documents.iter().enumerate().filter(|(index, _)| *index != first).map(|(_, other)| other) {
                 let place = format!("it is defined in {}:{}", winner.source.file, winner.at.line);
                 let (code, message) = match key {
-                    ObjectKey::Mesh => (Code::TwoMeshConfigs, "there is already a MeshConfig".to_owned()),
+                    &MESH => (Code::TwoMeshConfigs, "there is already a MeshConfig".to_owned()),
                     _ => (Code::DuplicateObject, "the object is defined twice".to_owned()),
                 };
                 found.push(other.diagnostic(code, other.at, message, Some(place)));
@@ -71,7 +81,7 @@ impl Resolver {
     }
 
     fn no_mesh(&self) -> Diagnostic {
-        let help = match self.accepted.get(&ObjectKey::Mesh) {
+        let help = match self.accepted.get(&MESH) {
             Some(_) => "the last one stays in force until there is another".to_owned(),
             None => "add a document of `apiVersion: nodemesh.io/v1alpha1`, `kind: MeshConfig`".to_owned(),
         };
@@ -80,15 +90,11 @@ impl Resolver {
     }
 
     /// Builds every object, those first that are as they were: an incumbent's claim comes before a newcomer's.
-    fn accept(
-        &mut self,
-        chosen: &BTreeMap<ObjectKey, Arc<Document>>,
-        mesh: Option<&Arc<Mesh>>,
-        found: &mut Vec<Diagnostic>,
-    ) {
+    fn accept(&mut self, chosen: &BTreeMap<Key, Arc<Document>>, found: &mut Vec<Diagnostic>) {
+        let around = Around::of(chosen);
         let mut order: Vec<_> = chosen
             .iter()
-            .filter_map(|(key, document)| Some((key, document, build(document, mesh)?)))
+            .filter_map(|(key, document)| Some((key, document, around.build(document)?)))
             .map(|(key, document, object)| {
                 let rank = match get(&self.catalog, key) {
                     Some(old) if old == object => 0,
@@ -102,14 +108,17 @@ impl Resolver {
             (rank_a, &a.source.file, a.at).cmp(&(rank_b, &b.source.file, b.at))
         });
         let mut claims = Claims::default();
-        let (mut accepted, mut catalog) = (BTreeMap::new(), Catalog::default());
+        let mut catalog = Catalog::default();
+        let is_namespace = |(key, _): &(&Key, &Arc<Document>)| matches!(key, Key::Namespace(_));
+        let namespaces = chosen.iter().filter(is_namespace);
+        let mut accepted: BTreeMap<_, _> = namespaces.map(|(key, document)| (key.clone(), document.clone())).collect();
         for (_, key, document, object) in order {
             let (document, object) = match claims.check(document, &object, key) {
                 None => (Arc::clone(document), object),
                 Some(diagnostic) => {
                     found.push(diagnostic);
                     // The version before this one, unless that collides as well by now.
-                    let fallback = self.accepted.get(key).and_then(|old| Some((old, build(old, mesh)?)));
+                    let fallback = self.accepted.get(key).and_then(|old| Some((old, around.build(old)?)));
                     match fallback.filter(|(old, object)| claims.check(old, object, key).is_none()) {
                         Some((old, object)) => (Arc::clone(old), object),
                         None => continue,
@@ -124,129 +133,62 @@ impl Resolver {
     }
 }
 
-fn build(document: &Document, mesh: Option<&Arc<Mesh>>) -> Option<Object> {
-    Some(match &document.spec {
-        Spec::Mesh(mesh) => Object::Mesh(Arc::clone(mesh)),
-        Spec::Node { node, .. } => Object::Node(Arc::clone(node)),
-        Spec::Service { service, .. } => Object::Service(Arc::clone(service)),
-        Spec::Workload(entry) => Object::Workload(Arc::new(workload(entry, mesh?)?)),
-    })
+/// What the documents say that objects take from elsewhere.
+struct Around<'d> {
+    mesh: Option<&'d Mesh>,
+    namespaces: BTreeMap<&'d str, Defaults>,
 }
 
-fn workload(entry: &Entry, mesh: &Mesh) -> Option<Workload> {
-    let owner = OWNER_LABELS.iter().find_map(|label| entry.labels.get(*label)).filter(|owner| !owner.is_empty());
-    Some(Workload {
-        uid: WorkloadUid::new(&entry.uid),
-        owner: owner.map_or(entry.name.name(), String::as_str).into(),
-        name: entry.name.clone(),
-        labels: entry.labels.clone(),
-        // Names of 253 bytes at most and a trust domain of 255 stay far below what a SPIFFE ID may have.
-        identity: SpiffeId::for_service_account(&mesh.trust_domain, &entry.service_account).ok()?,
-        node: entry.node.clone(),
-        addresses: entry.addresses.clone(),
-        netns: entry.netns.clone(),
-        cgroup: None,
-        mode: entry.mode.unwrap_or(mesh.mode),
-        port_modes: entry.port_modes.clone(),
-        ports: entry.ports.clone(),
-        weight: entry.weight,
-        default_action: mesh.default_action,
-    })
-}
-
-/// What only one object may have.
-#[derive(Debug, Default)]
-struct Claims {
-    addresses: HashMap<IpAddr, ObjectKey>,
-    uids: HashMap<WorkloadUid, ObjectKey>,
-    vips: HashMap<IpAddr, ObjectKey>,
-    frontends: HashMap<(SocketAddr, Protocol), ObjectKey>,
-    nodes: HashMap<IpAddr, ObjectKey>,
-}
-
-impl Claims {
-    /// The first claim of this object that another has already.
-    fn check(&self, document: &Document, object: &Object, key: &ObjectKey) -> Option<Diagnostic> {
-        let (code, at, what, owner) = match (object, &document.spec) {
-            (Object::Workload(workload), Spec::Workload(entry)) => self.check_workload(workload, entry, key)?,
-            (Object::Service(service), Spec::Service { vips_at, .. }) => self.check_service(service, vips_at, key)?,
-            (Object::Node(node), Spec::Node { addresses_at, .. }) => {
-                let (at, address, owner) = other(&self.nodes, &node.addresses, addresses_at, key)?;
-                (Code::DuplicateNodeAddress, at, format!("the address {address}"), owner)
-            }
-            _ => return None,
+impl<'d> Around<'d> {
+    fn of(documents: &'d BTreeMap<Key, Arc<Document>>) -> Self {
+        let mesh = documents.get(&MESH).and_then(|document| match &document.spec {
+            Spec::Mesh(mesh) => Some(&**mesh),
+            _ => None,
+        });
+        let namespace = |(key, document): (&'d Key, &'d Arc<Document>)| match (key, &document.spec) {
+            (Key::Namespace(name), Spec::Namespace(defaults)) => Some((&**name, *defaults)),
+            _ => None,
         };
-        let message = format!("{what} belongs to {}", title(owner));
-        Some(document.diagnostic(code, at, message, None))
+        Self { mesh, namespaces: documents.iter().filter_map(namespace).collect() }
     }
 
-    fn check_workload(&self, workload: &Workload, entry: &Entry, key: &ObjectKey) -> Option<Collision<'_>> {
-        if let Some((at, address, owner)) = other(&self.addresses, &workload.addresses, &entry.addresses_at, key) {
-            return Some((Code::DuplicateAddress, at, format!("the address {address}"), owner));
-        }
-        if let Some((at, address, owner)) = other(&self.vips, &workload.addresses, &entry.addresses_at, key) {
-            return Some((Code::FrontendIsWorkload, at, format!("the address {address}"), owner));
-        }
-        let owner = self.uids.get(&workload.uid).filter(|owner| *owner != key)?;
-        Some((Code::DuplicateUid, entry.uid_at, format!("the uid `{}`", workload.uid), owner))
-    }
-
-    fn check_service(&self, service: &Service, vips_at: &[Position], key: &ObjectKey) -> Option<Collision<'_>> {
-        if let Some((at, vip, owner)) = other(&self.addresses, &service.vips, vips_at, key) {
-            return Some((Code::FrontendIsWorkload, at, format!("the address {vip}"), owner));
-        }
-        frontends(service).zip(places(service, vips_at)).find_map(|(frontend, at)| {
-            let owner = self.frontends.get(&frontend).filter(|owner| *owner != key)?;
-            Some((Code::DuplicateFrontend, at, format!("the virtual address {}", frontend.0), owner))
+    fn build(&self, document: &Document) -> Option<Object> {
+        Some(match &document.spec {
+            Spec::Mesh(mesh) => Object::Mesh(Arc::clone(mesh)),
+            Spec::Node { node, .. } => Object::Node(Arc::clone(node)),
+            Spec::Service { service, .. } => Object::Service(Arc::clone(service)),
+            Spec::Workload(entry) => Object::Workload(Arc::new(self.workload(entry)?)),
+            Spec::Policy(policy) => Object::Policy(Arc::clone(&policy.policy)),
+            Spec::Namespace(_) => return None,
         })
     }
 
-    fn add(&mut self, object: &Object, key: &ObjectKey) {
-        match object {
-            Object::Mesh(_) | Object::Policy(_) => {}
-            Object::Node(node) => self.nodes.extend(node.addresses.iter().map(|address| (*address, key.clone()))),
-            Object::Service(service) => {
-                self.vips.extend(service.vips.iter().map(|vip| (*vip, key.clone())));
-                self.frontends.extend(frontends(service).map(|frontend| (frontend, key.clone())));
-            }
-            Object::Workload(workload) => {
-                self.addresses.extend(workload.addresses.iter().map(|address| (*address, key.clone())));
-                self.uids.insert(workload.uid.clone(), key.clone());
-            }
-        }
+    fn workload(&self, entry: &Entry) -> Option<Workload> {
+        let mesh = self.mesh?;
+        let namespace = self.namespaces.get(entry.name.namespace()).copied().unwrap_or_default();
+        let owner = OWNER_LABELS.iter().find_map(|label| entry.labels.get(*label)).filter(|owner| !owner.is_empty());
+        Some(Workload {
+            uid: WorkloadUid::new(&entry.uid),
+            owner: owner.map_or(entry.name.name(), String::as_str).into(),
+            name: entry.name.clone(),
+            labels: entry.labels.clone(),
+            // Names of 253 bytes at most and a trust domain of 255 stay far below what a SPIFFE ID may have.
+            identity: SpiffeId::for_service_account(&mesh.trust_domain, &entry.service_account).ok()?,
+            node: entry.node.clone(),
+            addresses: entry.addresses.clone(),
+            netns: entry.netns.clone(),
+            cgroup: entry.cgroup.clone(),
+            mode: entry.defaults.mode.or(namespace.mode).unwrap_or(mesh.mode),
+            port_modes: entry.port_modes.clone(),
+            ports: entry.ports.clone(),
+            weight: entry.weight,
+            default_action: entry.defaults.action.or(namespace.action).unwrap_or(mesh.default_action),
+        })
     }
 }
 
-type Collision<'c> = (Code, Position, String, &'c ObjectKey);
-
-/// The first of these addresses that someone else has.
-fn other<'c>(
-    claims: &'c HashMap<IpAddr, ObjectKey>,
-    addresses: &[IpAddr],
-    places: &[Position],
-    key: &ObjectKey,
-) -> Option<(Position, IpAddr, &'c ObjectKey)> {
-    addresses.iter().zip(places).find_map(|(address, at)| {
-        let owner = claims.get(address).filter(|owner| *owner != key)?;
-        Some((*at, *address, owner))
-    })
-}
-
-fn frontends(service: &Service) -> impl Iterator<Item = (SocketAddr, Protocol)> {
-    let ports = &service.ports;
-    service
-        .vips
-        .iter()
-        .flat_map(move |vip| ports.iter().map(move |port| (SocketAddr::new(*vip, port.port), port.protocol)))
-}
-
-/// The place of each of [`frontends`]: that of its virtual address.
-fn places(service: &Service, vips_at: &[Position]) -> impl Iterator<Item = Position> {
-    let ports = service.ports.len();
-    vips_at.iter().flat_map(move |at| std::iter::repeat_n(*at, ports))
-}
-
-fn get(catalog: &Catalog, key: &ObjectKey) -> Option<Object> {
+fn get(catalog: &Catalog, key: &Key) -> Option<Object> {
+    let Key::Object(key) = key else { return None };
     match key {
         ObjectKey::Mesh => catalog.mesh.clone().map(Object::Mesh),
         ObjectKey::Node(name) => catalog.nodes.get(name).cloned().map(Object::Node),

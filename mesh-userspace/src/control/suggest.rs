@@ -28,6 +28,11 @@ pub(super) fn help<'a>(wrong: &str, candidates: impl IntoIterator<Item = &'a str
     (!all.is_empty() && all.len() <= 12).then(|| format!("expected one of {}", all.join(", ")))
 }
 
+/// Whether `wrong` is `right` with a letter or two amiss.
+pub(super) fn is_slip(wrong: &str, right: &str) -> bool {
+    wrong.len() <= 80 && distance(&wrong.to_lowercase(), &right.to_lowercase()) <= 2
+}
+
 /// Optimal string alignment distance: insertions, deletions, substitutions and swaps of neighbours.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());

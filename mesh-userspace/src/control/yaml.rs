@@ -30,6 +30,8 @@ pub(super) enum Value {
     Sequence(Vec<Node>),
     /// In the order of the file, keys unique.
     Mapping(Vec<Entry>),
+    /// A mapping that breaks off, with what came before; only in what is left of a broken document.
+    Torn(Vec<Entry>),
 }
 
 #[derive(Clone, Debug)]
@@ -48,28 +50,43 @@ impl Value {
             Self::Number(text) => format!("the number `{}`", text.chars().take(40).collect::<String>()),
             Self::Text(_) => "a string".to_owned(),
             Self::Sequence(_) => "a list".to_owned(),
-            Self::Mapping(_) => "a mapping".to_owned(),
+            Self::Mapping(_) | Self::Torn(_) => "a mapping".to_owned(),
         }
     }
 }
 
-/// Why a document gives no tree; it has been reported.
-struct Broken;
+impl Node {
+    /// The value of a field, of a torn mapping as well; `None` if this is no mapping.
+    pub(super) fn field(&self, name: &str) -> Option<&Self> {
+        let (Value::Mapping(entries) | Value::Torn(entries)) = &self.value else { return None };
+        entries.iter().find(|entry| entry.key == name).map(|entry| &entry.value)
+    }
 
-/// Reads every document of a file. A broken one is reported and given as `None`; the others are still read. Documents
-/// without content are left out.
-pub(super) fn read(text: &str, findings: &mut Findings) -> Vec<Option<Node>> {
+    pub(super) fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// Why a document gives no tree, which has been reported; with what could be read before, if it was a mapping.
+pub(super) struct Broken(pub(super) Option<Node>);
+
+/// Reads every document of a file. A broken one is reported; the others are still read. Documents without content are
+/// left out.
+pub(super) fn read(text: &str, findings: &mut Findings) -> Vec<Result<Node, Broken>> {
     let options = granit_parser::options! { emit_comments: false, emit_unresolved_aliases: true };
     let mut reader = Reader { parser: Parser::new_from_str_with_options(text, options), nodes: 0, findings };
     let mut documents = Vec::new();
     loop {
         let document = match reader.document() {
             Ok(Next::Document(Node { value: Value::Null, .. })) => continue,
-            Ok(Next::Document(node)) => Some(node),
+            Ok(Next::Document(node)) => Ok(node),
             Ok(Next::End) => return documents,
-            Err(Broken) => None,
+            Err(broken) => Err(broken),
         };
-        let recovered = document.is_some() || reader.parser.proceed_next_document().is_ok_and(|more| more);
+        let recovered = document.is_ok() || reader.parser.proceed_next_document().is_ok_and(|more| more);
         documents.push(document);
         if !recovered {
             return documents;
@@ -77,7 +94,7 @@ pub(super) fn read(text: &str, findings: &mut Findings) -> Vec<Option<Node>> {
         if documents.len() >= MAX_DOCUMENTS {
             let message = format!("the file has more than {MAX_DOCUMENTS} documents");
             reader.findings.report(Code::Limit, Position::FILE, message, Some("split the file".into()));
-            documents.push(None);
+            documents.push(Err(Broken(None)));
             return documents;
         }
     }
@@ -139,7 +156,13 @@ impl<'input> Reader<'input, '_> {
         let value = match event {
             Event::Scalar(text, style, ..) => scalar(&text, style),
             Event::SequenceStart(..) => self.sequence(depth)?,
-            Event::MappingStart(..) => self.mapping(depth)?,
+            Event::MappingStart(..) => {
+                let mut entries = Vec::new();
+                if self.mapping(depth, &mut entries).is_err() {
+                    return Err(Broken(Some(Node { at, value: Value::Torn(entries) })));
+                }
+                Value::Mapping(entries)
+            }
             Event::Alias(_) | Event::UnresolvedAlias(_) => {
                 return Err(self.unsupported(span, "an alias (`*name`)"));
             }
@@ -153,27 +176,28 @@ impl<'input> Reader<'input, '_> {
         loop {
             match self.event()? {
                 None | Some((Event::SequenceEnd, _)) => return Ok(Value::Sequence(items)),
-                Some((event, span)) => items.push(self.node(event, span, depth + 1)?),
+                // Half a list is worse than none: it would look like a shorter one.
+                Some((event, span)) => items.push(self.node(event, span, depth + 1).map_err(|_| Broken(None))?),
             }
         }
     }
 
-    fn mapping(&mut self, depth: usize) -> Result<Value, Broken> {
-        let mut entries: Vec<Entry> = Vec::new();
+    /// Adds the mapping's entries, of one that breaks off those before; the last one may be torn itself.
+    fn mapping(&mut self, depth: usize, entries: &mut Vec<Entry>) -> Result<(), Broken> {
         let mut seen = std::collections::HashMap::new();
         loop {
             let (event, span) = match self.event()? {
-                None | Some((Event::MappingEnd, _)) => return Ok(Value::Mapping(entries)),
+                None | Some((Event::MappingEnd, _)) => return Ok(()),
                 Some(event) => event,
             };
-            let key = self.node(event, span, depth + 1)?;
+            let key = self.node(event, span, depth + 1).map_err(|_| Broken(None))?;
             let at = key.at;
             let key = match key.value {
                 Value::Text(key) | Value::Number(key) | Value::Bool(key) => key,
                 other => {
                     let message = format!("a key must be a string, found {}", other.describe());
                     self.findings.report(Code::WrongType, at, message, None);
-                    return Err(Broken);
+                    return Err(Broken(None));
                 }
             };
             if key == "<<" {
@@ -182,11 +206,16 @@ impl<'input> Reader<'input, '_> {
             if let Some(first) = seen.insert(key.clone(), at.line) {
                 let message = format!("the key `{key}` appears twice in one mapping");
                 self.findings.report(Code::DuplicateKey, at, message, Some(format!("it is first set in line {first}")));
-                return Err(Broken);
+                return Err(Broken(None));
             }
-            let Some((event, span)) = self.event()? else { return Ok(Value::Mapping(entries)) };
-            let value = self.node(event, span, depth + 1)?;
-            entries.push(Entry { key, at, value });
+            let Some((event, span)) = self.event()? else { return Ok(()) };
+            match self.node(event, span, depth + 1) {
+                Ok(value) => entries.push(Entry { key, at, value }),
+                Err(Broken(rest)) => {
+                    entries.push(Entry { key, at, value: rest.unwrap_or(Node { at, value: Value::Null }) });
+                    return Err(Broken(None));
+                }
+            }
         }
     }
 
@@ -203,18 +232,18 @@ impl<'input> Reader<'input, '_> {
         let line = self.findings.source.line(at.line).unwrap_or_default();
         let tab = line.bytes().take_while(u8::is_ascii_whitespace).any(|byte| byte == b'\t');
         self.findings.report(Code::Syntax, at, message, tab.then(|| "indent with spaces, not tabs".to_owned()));
-        Broken
+        Broken(None)
     }
 
     fn limit(&mut self, at: Position, message: String) -> Broken {
         self.findings.report(Code::Limit, at, message, None);
-        Broken
+        Broken(None)
     }
 
     fn unsupported(&mut self, span: Span, what: &str) -> Broken {
         let help = Some("write the value out".to_owned());
         self.findings.report(Code::Unsupported, position(span), format!("{what} is not supported in catalogs"), help);
-        Broken
+        Broken(None)
     }
 }
 
@@ -268,7 +297,7 @@ mod tests {
 
     fn read_all(text: &str) -> (Vec<Option<Node>>, Vec<Found>) {
         let mut findings = Findings::new(Source::new("x.yaml", text));
-        let documents = read(text, &mut findings);
+        let documents = read(text, &mut findings).into_iter().map(Result::ok).collect();
         (documents, findings.into_diagnostics().into_iter().map(|d| (d.code, d.line, d.column)).collect())
     }
 
@@ -299,6 +328,24 @@ mod tests {
         assert_eq!(documents.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true, true]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].0, Code::Syntax);
+    }
+
+    #[test]
+    fn of_a_broken_document_there_is_what_came_before() {
+        let read = |text: &str| {
+            let mut findings = Findings::new(Source::new("x.yaml", text));
+            let Some(Err(Broken(Some(rest)))) = read(text, &mut findings).into_iter().next() else { panic!("{text}") };
+            rest
+        };
+        let rest = read("a: {b: one, c: {d: [1, 2], e: [1, 2\n");
+        let inner = rest.field("a").and_then(|a| a.field("c")).unwrap();
+        assert_eq!(rest.field("a").and_then(|a| a.field("b")).and_then(Node::text), Some("one"));
+        assert!(matches!(&inner.field("d").unwrap().value, Value::Sequence(items) if items.len() == 2));
+        // A list that breaks off is not there at all.
+        assert!(inner.field("e").is_none_or(|e| matches!(e.value, Value::Null)));
+        assert!(matches!((&rest.value, &inner.value), (Value::Torn(_), Value::Torn(_))));
+        let rest = read("a: one\na: two\n");
+        assert_eq!(rest.field("a").and_then(Node::text), Some("one"));
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(super) enum Update {
 /// Where a program is attached (`enum bpf_attach_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttachType {
+    SockCreate = 2,
     SockOps = 3,
     Connect4 = 10,
     Connect6 = 11,

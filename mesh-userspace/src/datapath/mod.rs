@@ -9,11 +9,13 @@ mod cgroup;
 mod counters;
 mod events;
 mod flows;
+mod hosts;
 mod link;
 mod pins;
 mod programs;
 mod table;
 
+pub use cgroup::WorkloadCgroup;
 pub use counters::{Counters, MapUsage};
 pub use events::Events;
 pub use flows::{Admission, Bypass, Heartbeat, Tuples, monotonic_nanoseconds};
@@ -23,6 +25,7 @@ use crate::engine::MapOp;
 use anyhow::{Context as _, ensure};
 use cgroup::Cgroup;
 use counters::Measured;
+use hosts::Hosts;
 use link::Target;
 use mesh_common::ABI_VERSION;
 use mesh_common::flow::{OriginalDestination, TupleKey};
@@ -45,8 +48,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// Folder of the pins in it; one daemon at a time.
     pub pin: String,
-    /// The cgroup v2 directory below which workloads run; never the root.
-    pub cgroup: PathBuf,
+    /// The cgroup v2 directories below which workloads run; never the root, and none within another.
+    pub cgroups: Vec<PathBuf>,
     /// Silence of the daemon after which new captures are refused; zero never refuses.
     pub heartbeat_timeout: Duration,
     /// Port of the daemon's listeners inside workloads' namespaces.
@@ -86,11 +89,12 @@ pub struct Datapath {
     /// The tables may hold what nobody here knows: a predecessor's entries, or those of an apply that failed half-way.
     inherited: bool,
     pods: BTreeSet<u64>,
+    hosts: Hosts,
     namespaces: BTreeSet<String>,
 }
 
 impl Datapath {
-    /// Loads the programs, pins their maps and links, and attaches them to the cgroup. Takes over in place what a
+    /// Loads the programs, pins their maps and links, and attaches them to the cgroups. Takes over in place what a
     /// predecessor left, if it had the same ABI: no connect() escapes meanwhile; else replaces it.
     ///
     /// Nothing is captured before [`Datapath::arm_pod`], and captures are refused before the first
@@ -98,10 +102,10 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// Not a cgroup v2 directory, or its root; another daemon has the pins; the kernel refuses a program (the
+    /// Not a cgroup v2 directory, its root, or one within another; another daemon has the pins; the kernel refuses a program (the
     /// verifier's log is in the error), a map or an attachment. What this call made is taken away again.
     pub fn load(config: &Config) -> anyhow::Result<Self> {
-        let cgroup = Cgroup::open(&config.cgroup)?;
+        let cgroups = Cgroup::open_all(&config.cgroups)?;
         let pins = Pins::open(&config.bpffs, &config.pin)?;
         let adopted = pins.are_adoptable()?;
         if adopted {
@@ -109,7 +113,7 @@ impl Datapath {
         } else {
             pins.clear()?;
         }
-        match Parts::start(config, &cgroup, &pins, adopted) {
+        match Parts::start(config, &cgroups, &pins, adopted) {
             Ok(parts) => Ok(parts.into_datapath(pins)),
             // A predecessor's links go on protecting its workloads.
             Err(error) if adopted => Err(error),
@@ -223,8 +227,9 @@ impl Datapath {
     /// The kernel refuses.
     pub fn settle(&mut self) -> anyhow::Result<()> {
         self.tables.pods.retain(|cookie| self.pods.contains(cookie))?;
+        self.hosts.settle(&self.settings)?;
         let names: Vec<&str> = self.namespaces.iter().map(String::as_str).collect();
-        self.pins.retain_netns(&names)
+        self.pins.retain_netns(&names, self.hosts.is_guarded())
     }
 
     /// The handle that takes captured connections' records.
@@ -309,10 +314,11 @@ struct Parts {
     tuples: Table<TupleKey, OriginalDestination>,
     bypass: Table<BypassKey, u64>,
     counters: Counters,
+    hosts: Hosts,
 }
 
 impl Parts {
-    fn start(config: &Config, cgroup: &Cgroup, pins: &Pins, adopted: bool) -> anyhow::Result<Self> {
+    fn start(config: &Config, cgroups: &[Cgroup], pins: &Pins, adopted: bool) -> anyhow::Result<Self> {
         let programs = Programs::load(pins)?;
         let maps = maps::ALL.iter().map(|spec| measured(pins, spec)).collect::<anyhow::Result<Vec<_>>>()?;
         let map = |spec: &Spec| {
@@ -328,20 +334,22 @@ impl Parts {
         let settings = Table::new(map(&maps::CFG)?, &maps::CFG)?;
         let tuples = Table::new(map(&maps::TUPLES)?, &maps::TUPLES)?;
         let bypass = Table::new(map(&maps::BYPASS)?, &maps::BYPASS)?;
+        let hosts = Hosts::new(config, cgroups, OwnTable::new(map(&maps::HOSTS)?, &maps::HOSTS)?, &settings)?;
         let own = BTreeMap::from([
+            (maps::HOSTS.name, hosts.count()),
             (maps::PODS.name, tables.pods.count()),
             (maps::SVC.name, tables.frontends.count()),
             (maps::CIDR.name, tables.cidrs.count()),
             (maps::APPPORTS.name, tables.app_ports.count()),
         ]);
-        let parts = Self { programs, tables, settings, tuples, bypass, counters: Counters::new(maps, own)? };
+        let parts = Self { programs, tables, settings, tuples, bypass, counters: Counters::new(maps, own)?, hosts };
         if adopted {
             // Their connections died with the predecessor. A record of a connect in progress is lost with them: reset.
             parts.tuples.clear()?;
             parts.bypass.clear()?;
         }
         parts.configure(config)?;
-        parts.programs.attach(pins, cgroup)?;
+        parts.programs.attach(pins, cgroups)?;
         Ok(parts)
     }
 
@@ -373,6 +381,7 @@ impl Parts {
             counters: self.counters,
             inherited: true,
             pods: BTreeSet::new(),
+            hosts: self.hosts,
             namespaces: BTreeSet::new(),
         }
     }

@@ -63,14 +63,25 @@ impl Pins {
         self.folder.join("netns").join(file_name(name))
     }
 
+    /// The pins of the cgroups' links.
+    pub(super) fn link_pins(&self) -> anyhow::Result<Vec<PathBuf>> {
+        list(&self.folder.join("links"))
+    }
+
     /// The pins of the sk_lookup links.
     pub(super) fn netns_pins(&self) -> anyhow::Result<Vec<PathBuf>> {
         list(&self.folder.join("netns"))
     }
 
-    /// Removes the sk_lookup links of all namespaces but `names`.
-    pub(super) fn retain_netns(&self, names: &[&str]) -> anyhow::Result<()> {
-        let wanted: BTreeSet<PathBuf> = names.iter().map(|name| self.netns(name)).collect();
+    /// The pin of the node's own namespace's link: a name that [`file_name`] gives to nobody.
+    pub(super) fn node(&self) -> PathBuf {
+        self.folder.join("netns").join("__node")
+    }
+
+    /// Removes the sk_lookup links of all namespaces but `names`, and the node's own unless `node` is kept.
+    pub(super) fn retain_netns(&self, names: &[&str], node: bool) -> anyhow::Result<()> {
+        let wanted: BTreeSet<PathBuf> =
+            names.iter().map(|name| self.netns(name)).chain(node.then(|| self.node())).collect();
         self.netns_pins()?.iter().filter(|pin| !wanted.contains(*pin)).try_for_each(|pin| link::remove(pin))
     }
 
@@ -97,7 +108,7 @@ impl Pins {
 
     /// Detaches and unpins everything; connects first, so that nothing is captured that nobody would take.
     pub(super) fn clear(&self) -> anyhow::Result<()> {
-        let mut links = list(&self.folder.join("links"))?;
+        let mut links = self.link_pins()?;
         links.sort_by_key(|path| !path.to_string_lossy().contains("connect"));
         links.extend(self.netns_pins()?);
         links.iter().try_for_each(|pin| link::remove(pin))?;
@@ -221,6 +232,7 @@ mod tests {
             let (x, y) = (file_name(&a), file_name(&b));
             prop_assert!(x.len() <= 255 && !x.contains(['.', '/']));
             prop_assert_eq!(a == b, x == y);
+            prop_assert!(x != "__node");
         }
     }
 

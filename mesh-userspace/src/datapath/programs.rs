@@ -7,20 +7,24 @@ use super::link::{self, Target};
 use super::pins::Pins;
 use anyhow::{Context as _, anyhow};
 use aya::maps::RingBuf;
-use aya::programs::{CgroupSockAddr, Program, SkLookup, SockOps};
+use aya::programs::{CgroupSock, CgroupSockAddr, Program, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::maps;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NODEMESH_EBPF_OBJECT"));
 
+/// Guards the namespaces of workloads.
 const SK_LOOKUP: &str = "mesh_sk_lookup";
+/// Guards the node's own namespace.
+const NODE_LOOKUP: &str = "mesh_node_lookup";
 
-/// The cgroup's programs, in the order in which they are attached: what serves a captured connection before what
+/// The cgroups' programs, in the order in which they are attached: what serves a captured connection before what
 /// captures it.
-const CGROUP_PROGRAMS: [(&str, AttachType); 5] = [
+const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
+    ("mesh_sock_create", AttachType::SockCreate),
     ("mesh_sock_ops", AttachType::SockOps),
     ("mesh_getpeername4", AttachType::Getpeername4),
     ("mesh_getpeername6", AttachType::Getpeername6),
@@ -31,7 +35,7 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 5] = [
 /// An attachment as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachedLink {
-    /// The pin's file name: the program's name, or the namespace's.
+    /// The pin's file name: the program's name and the cgroup's id, or the namespace's name.
     pub name: String,
     /// The kernel's id of the link.
     pub link: u32,
@@ -65,6 +69,7 @@ impl Programs {
         for (name, program) in ebpf.programs_mut() {
             let loaded = match program {
                 Program::CgroupSockAddr(program) => program.load(),
+                Program::CgroupSock(program) => program.load(),
                 Program::SockOps(program) => program.load(),
                 Program::SkLookup(program) => program.load(),
                 other => return Err(anyhow!("program {name} is of the unexpected type {:?}", other.prog_type())),
@@ -76,22 +81,33 @@ impl Programs {
         Ok(Self(ebpf))
     }
 
-    /// Attaches to the cgroup, and brings the namespaces' links that a predecessor left to this object's program.
-    pub(super) fn attach(&self, pins: &Pins, cgroup: &Cgroup) -> anyhow::Result<()> {
-        let guard = self.program(SK_LOOKUP)?;
+    /// Attaches to the cgroups, and to no other any more; brings the namespaces' links that a predecessor left to this
+    /// object's programs.
+    pub(super) fn attach(&self, pins: &Pins, cgroups: &[Cgroup]) -> anyhow::Result<()> {
+        let node = pins.node();
         for pin in pins.netns_pins()? {
-            link::refresh(&pin, guard)?;
+            link::refresh(&pin, self.program(if pin == node { NODE_LOOKUP } else { SK_LOOKUP })?)?;
         }
-        let target = Target { fd: cgroup.directory.as_fd(), id: cgroup.id };
         for (name, kind) in CGROUP_PROGRAMS {
-            link::ensure(&pins.link(name), self.program(name)?, target, kind)?;
+            for cgroup in cgroups {
+                let target = Target { fd: cgroup.directory.as_fd(), id: cgroup.id };
+                link::ensure(&cgroup_pin(pins, name, cgroup), self.program(name)?, target, kind)?;
+            }
         }
-        Ok(())
+        let wanted = |pin: &PathBuf| {
+            CGROUP_PROGRAMS.iter().any(|(name, _)| cgroups.iter().any(|c| cgroup_pin(pins, name, c) == *pin))
+        };
+        pins.link_pins()?.iter().filter(|pin| !wanted(pin)).try_for_each(|pin| link::remove(pin))
     }
 
-    /// Guards a network namespace.
+    /// Guards a workload's network namespace.
     pub(super) fn guard(&self, pin: &Path, netns: Target<'_>) -> anyhow::Result<()> {
         link::ensure(pin, self.program(SK_LOOKUP)?, netns, AttachType::SkLookup)
+    }
+
+    /// Guards the declared ports of the node's own network namespace.
+    pub(super) fn guard_node(&self, pin: &Path, netns: Target<'_>) -> anyhow::Result<()> {
+        link::ensure(pin, self.program(NODE_LOOKUP)?, netns, AttachType::SkLookup)
     }
 
     pub(super) fn events(&mut self) -> anyhow::Result<Events> {
@@ -107,6 +123,7 @@ impl Programs {
         let program = self.0.program(name).with_context(|| format!("the eBPF object has no program {name}"))?;
         let fd = match program {
             Program::CgroupSockAddr(program) => CgroupSockAddr::fd(program),
+            Program::CgroupSock(program) => CgroupSock::fd(program),
             Program::SockOps(program) => SockOps::fd(program),
             Program::SkLookup(program) => SkLookup::fd(program),
             other => return Err(anyhow!("program {name} is of the unexpected type {:?}", other.prog_type())),
@@ -115,11 +132,14 @@ impl Programs {
     }
 }
 
+fn cgroup_pin(pins: &Pins, program: &str, cgroup: &Cgroup) -> PathBuf {
+    pins.link(&format!("{program}_{:x}", cgroup.id))
+}
+
 /// The links under the pin folder.
 pub(super) fn links(pins: &Pins) -> anyhow::Result<Vec<AttachedLink>> {
     let mut links = Vec::new();
-    let named = CGROUP_PROGRAMS.iter().map(|(name, _)| pins.link(name));
-    for pin in named.chain(pins.netns_pins()?) {
+    for pin in pins.link_pins()?.into_iter().chain(pins.netns_pins()?) {
         let Some(link) = link::open(&pin)? else { continue };
         let info = bpf::link_state(link.as_fd()).with_context(|| format!("cannot inspect {}", pin.display()))?;
         let name = pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -159,7 +179,8 @@ mod tests {
     fn the_objects_programs_are_those_that_are_attached() {
         let object = object();
         let present: BTreeSet<&str> = object.programs.keys().map(String::as_str).collect();
-        let attached: BTreeSet<&str> = CGROUP_PROGRAMS.iter().map(|(name, _)| *name).chain([SK_LOOKUP]).collect();
+        let attached: BTreeSet<&str> =
+            CGROUP_PROGRAMS.iter().map(|(name, _)| *name).chain([SK_LOOKUP, NODE_LOOKUP]).collect();
         assert_eq!(present, attached);
         assert_eq!(object.license.to_bytes(), b"Dual MIT/GPL");
     }

@@ -31,6 +31,10 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         Ok(Self { map, name: spec.name, entries: PhantomData })
     }
 
+    pub(super) fn get(&self, key: &K) -> io::Result<Option<V>> {
+        bpf::map_lookup(self.map.as_fd(), key)
+    }
+
     pub(super) fn set(&self, key: &K, value: &V) -> io::Result<()> {
         bpf::map_update(self.map.as_fd(), key, value, Update::Any)
     }

@@ -32,6 +32,7 @@ impl Engine {
         for address in self.frontends.keys().copied().collect::<Vec<_>>() {
             self.refresh_frontend(address);
         }
+        self.refresh_host_frontends();
     }
 
     /// Computes a service's endpoints and claims its frontends.
@@ -75,7 +76,8 @@ impl Engine {
         };
         let address = workload.addresses.iter().map(IpAddr::to_canonical).find(|ip| ip.is_ipv4() == vip.is_ipv4())?;
         // Only meshed workloads claim addresses, and one that lost the claim is not reached under it.
-        let owns_address = self.addresses.winner(&address).is_some_and(|owner| owner.name == workload.name);
+        let owner = self.addresses.winner(&address).or_else(|| self.host_at(SocketAddr::new(address, port)));
+        let owns_address = owner.is_some_and(|owner| owner.name == workload.name);
         let usable =
             owns_address && workload.weight > 0 && port != 0 && self.tables.snapshot.nodes.contains_key(&workload.node);
         usable.then(|| Endpoint {
@@ -88,6 +90,7 @@ impl Engine {
     pub(super) fn refresh_frontend(&mut self, address: SocketAddr) {
         let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
         let view = self.frontends.winner(&address).filter(|_| !self.is_excluded(address.ip())).cloned();
+        let host = self.host_frontend(address).filter(|_| !self.is_excluded(address.ip()));
         let published = &mut Arc::make_mut(&mut self.tables.snapshot).frontends;
         match view {
             Some(view) => {
@@ -96,8 +99,11 @@ impl Engine {
                 published.insert(address, view);
             }
             None => {
-                self.tables.frontends.remove(&key);
                 published.remove(&address);
+                match host {
+                    Some(host) => self.tables.frontends.insert(key, host),
+                    None => self.tables.frontends.remove(&key),
+                };
             }
         }
     }
@@ -136,6 +142,13 @@ impl Engine {
             }
             self.mark_services_of(&new);
         }
+        self.refresh_hosts_at(address);
+    }
+
+    /// What guards a port of the workload of this node that has an address to itself.
+    pub(super) fn guard_at(&self, address: SocketAddr) -> Option<AppPort> {
+        let owner = self.addresses.winner(&address.ip()).filter(|workload| self.is_local(workload))?;
+        guarded_ports(owner).remove(&address.port())
     }
 
     pub(super) fn refresh_local(&mut self, uid: &WorkloadUid) {

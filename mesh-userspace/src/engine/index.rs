@@ -2,6 +2,7 @@
 
 use crate::model::{ObjectName, Service, Workload};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// A namespace and one label that must hold there.
@@ -120,5 +121,9 @@ impl<K: Ord, V> Claims<K, V> {
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.claims.keys()
+    }
+
+    pub(crate) fn keys_within(&self, range: RangeInclusive<K>) -> impl Iterator<Item = &K> {
+        self.claims.range(range).map(|(key, _)| key)
     }
 }

@@ -4,6 +4,7 @@
 //! the catalog's present contents alone, never on the way there.
 
 mod compile;
+mod host;
 mod index;
 mod number;
 mod policy;
@@ -23,6 +24,7 @@ pub use snapshot::{Endpoint, FrontendView, Snapshot};
 pub use tables::{MapOp, Tables, diff};
 
 use crate::model::{Catalog, Node, NodeName, Object, ObjectKey, ObjectName, Service, Update, Workload, WorkloadUid};
+use host::Hosts;
 use index::Claims;
 use number::ServiceNumbers;
 use std::collections::{BTreeSet, HashMap};
@@ -49,6 +51,7 @@ pub struct Engine {
     frontends: Claims<SocketAddr, Arc<FrontendView>>,
     addresses: Claims<IpAddr, Arc<Workload>>,
     local: Claims<WorkloadUid, Arc<Workload>>,
+    hosts: Hosts,
     /// Services to compile before the update at hand ends.
     dirty: BTreeSet<ObjectName>,
     generation: u64,
@@ -68,6 +71,7 @@ impl Engine {
             frontends: Claims::default(),
             addresses: Claims::default(),
             local: Claims::default(),
+            hosts: Hosts::default(),
             dirty: BTreeSet::new(),
             generation: 0,
             updated_at: None,
@@ -202,6 +206,7 @@ impl Engine {
                 self.addresses.remove(&address, name);
                 touched.insert(address);
             }
+            self.release_host(old);
             self.local.remove(&old.uid, name);
             self.refresh_local(&old.uid);
         }
@@ -209,7 +214,9 @@ impl Engine {
             self.selectors.insert_workload(&new);
             self.mark_services_of(&new);
             self.workloads_on.entry(new.node.clone()).or_default().insert(name.clone());
-            if new.is_meshed() {
+            if new.is_meshed() && new.is_host_network() {
+                self.claim_host(&new);
+            } else if new.is_meshed() {
                 for address in new.addresses.iter().map(IpAddr::to_canonical) {
                     self.addresses.insert(address, name.clone(), Arc::clone(&new));
                     touched.insert(address);
@@ -223,6 +230,7 @@ impl Engine {
         for address in touched {
             self.refresh_address(address);
         }
+        self.refresh_touched_hosts();
     }
 
     /// Has every service that selects this workload compiled again.
@@ -237,6 +245,6 @@ impl Engine {
     }
 
     fn is_local(&self, workload: &Workload) -> bool {
-        workload.node == self.node && workload.is_meshed() && workload.netns.is_some()
+        workload.node == self.node && workload.is_meshed() && (workload.netns.is_some() || workload.is_host_network())
     }
 }

@@ -7,7 +7,14 @@ use ipnet::IpNet;
 use mesh_common::Ip;
 use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+const OUTBOUND: u16 = 15001;
+const TUNNEL: u16 = 15008;
+
+fn new_engine(node: &NodeName) -> Engine {
+    Engine::new(node.clone()).with_own_ports(OUTBOUND, &[TUNNEL])
+}
 
 /// What the tables mean, written from the rules without any index.
 fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
@@ -15,11 +22,13 @@ fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
     let exclude: Vec<IpNet> = catalog.mesh.iter().flat_map(|mesh| mesh.exclude.clone()).collect();
     let excluded = |address: &IpAddr| exclude.iter().any(|range| range.contains(address));
     let mut owners: BTreeMap<IpAddr, &Arc<Workload>> = BTreeMap::new();
-    for workload in catalog.workloads.values().filter(|w| w.mode != Mode::Disabled) {
+    let meshed = || catalog.workloads.values().filter(|w| w.mode != Mode::Disabled);
+    for workload in meshed().filter(|w| w.cgroup.is_none()) {
         for address in &workload.addresses {
             owners.entry(*address).or_insert(workload);
         }
     }
+    let hosts = naive_hosts(node, catalog, &owners, &mut maps);
     for (address, workload) in &owners {
         if !excluded(address) {
             maps.cidrs.insert((128, CidrKey::new((*address).into())), CidrAction::CAPTURE);
@@ -51,26 +60,79 @@ fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
                     TargetPort::Name(port) => w.ports.contains_key(port),
                 };
                 let owns = w.addresses.iter().find(|address| address.is_ipv4() == vip.is_ipv4());
+                let target = match &port.target {
+                    TargetPort::Number(number) => *number,
+                    TargetPort::Name(port) => w.ports.get(port).copied().unwrap_or(0),
+                };
+                let owner_of = |address: &IpAddr| {
+                    owners.get(address).copied().or_else(|| hosts.get(&SocketAddr::new(*address, target)).copied())
+                };
                 selected
                     && has_port
                     && w.weight > 0
                     && catalog.nodes.contains_key(&w.node)
-                    && owns.is_some_and(|address| owners.get(address).is_some_and(|owner| owner.name == w.name))
+                    && owns.is_some_and(|address| owner_of(address).is_some_and(|owner| owner.name == w.name))
             });
             let endpoints: Vec<String> = usable.map(|w| w.name.to_string()).collect();
             maps.frontends.insert(SocketAddr::new(*vip, port.port), (service.name.to_string(), endpoints));
         }
     }
-    for workload in catalog.workloads.values().filter(|w| w.mode != Mode::Disabled) {
-        if workload.node == *node && workload.netns.is_some() {
+    for (address, _) in hosts.iter().filter(|(address, _)| !excluded(&address.ip())) {
+        if !maps.frontends.contains_key(address) {
+            maps.hosts.insert(*address);
+        }
+    }
+    for workload in meshed() {
+        if workload.node == *node && (workload.netns.is_some() || workload.cgroup.is_some()) {
             maps.local.insert(workload.uid.clone(), workload.name.clone());
         }
     }
     maps
 }
 
+/// Who has which declared port of which node's address, and what guards them on this node.
+fn naive_hosts<'a>(
+    node: &NodeName,
+    catalog: &'a Catalog,
+    owners: &BTreeMap<IpAddr, &Arc<Workload>>,
+    maps: &mut Maps,
+) -> BTreeMap<SocketAddr, &'a Arc<Workload>> {
+    let hosts: Vec<_> = catalog.workloads.values().filter(|w| w.cgroup.is_some() && w.is_meshed()).collect();
+    let mut by_address = BTreeMap::new();
+    for host in &hosts {
+        let is_local = host.node == *node;
+        if is_local {
+            let key = AppPortKey::new(Ip::UNSPECIFIED, OUTBOUND.to_be());
+            maps.app_ports.insert(key, AppPort::new(Mode::Strict as u32, 0));
+        }
+        for port in host.ports.values().chain(host.port_modes.keys()) {
+            let mode = host.port_modes.get(port).copied().unwrap_or(host.mode);
+            if [OUTBOUND, TUNNEL].contains(port) || mode == Mode::Disabled {
+                continue;
+            }
+            let guard = AppPort::new(mode as u32, 0);
+            if is_local {
+                maps.app_ports.entry(AppPortKey::new(Ip::UNSPECIFIED, port.to_be())).or_insert(guard);
+            }
+            for address in host.addresses.iter().filter(|address| !owners.contains_key(address)) {
+                let place = SocketAddr::new(*address, *port);
+                if by_address.contains_key(&place) && by_address[&place] != *host {
+                    continue;
+                }
+                by_address.insert(place, *host);
+                if is_local {
+                    maps.app_ports.insert(AppPortKey::new((*address).into(), port.to_be()), guard);
+                }
+            }
+        }
+    }
+    by_address
+}
+
 #[derive(Debug, Default, PartialEq)]
 struct Maps {
+    /// Captured as declared ports.
+    hosts: BTreeSet<SocketAddr>,
     frontends: BTreeMap<SocketAddr, (String, Vec<String>)>,
     cidrs: BTreeMap<(u32, CidrKey), CidrAction>,
     app_ports: BTreeMap<AppPortKey, AppPort>,
@@ -83,7 +145,9 @@ impl From<&Tables> for Maps {
             let endpoints = view.endpoints.iter().map(|e| e.workload.name.to_string()).collect();
             (view.service.name.to_string(), endpoints)
         };
+        let hosts = tables.frontends.iter().filter(|(_, frontend)| frontend.service() == 0);
         Self {
+            hosts: hosts.map(|(key, _)| SocketAddr::new(key.addr().into(), u16::from_be(key.port_be()))).collect(),
             frontends: tables.snapshot.frontends.iter().map(|(address, v)| (*address, view(v))).collect(),
             cidrs: tables.cidrs.iter().map(|(key, value)| (*key, *value)).collect(),
             app_ports: tables.app_ports.iter().map(|(key, value)| (*key, *value)).collect(),
@@ -95,8 +159,8 @@ impl From<&Tables> for Maps {
 fn any_workload() -> impl Strategy<Value = Workload> {
     let address = prop::sample::subsequence(vec!["10.0.1.1", "10.0.1.2", "fd01::1", "fd01::2"], 1..3);
     let mode = prop::sample::select(vec![Mode::Disabled, Mode::Permissive, Mode::Strict]);
-    (0..5u8, 0..3u8, address, mode, any::<(bool, bool, bool)>(), 0..3u32).prop_map(
-        |(index, node, addresses, mode, (front, netns, port), weight)| {
+    (0..5u8, 0..3u8, address, mode, any::<(bool, bool, bool, bool)>(), 0..3u32, any_host_ports()).prop_map(
+        |(index, node, addresses, mode, (front, netns, port, host), weight, host_ports)| {
             let mut workload = workload(&format!("w{index}"), &format!("n{node}"), &addresses);
             workload.addresses.dedup_by_key(|address| address.is_ipv4());
             workload.labels = labels(if front { &[("app", "web"), ("tier", "front")] } else { &[("app", "web")] });
@@ -110,13 +174,22 @@ fn any_workload() -> impl Strategy<Value = Workload> {
             } else {
                 workload.ports.clear();
             }
+            if host {
+                (workload.netns, workload.cgroup) = (None, Some("/sys/fs/cgroup/host".into()));
+                workload.port_modes.extend(host_ports);
+            }
             workload
         },
     )
 }
 
+fn any_host_ports() -> impl Strategy<Value = BTreeMap<u16, Mode>> {
+    let mode = prop::sample::select(vec![Mode::Disabled, Mode::Permissive, Mode::Strict]);
+    prop::collection::btree_map(prop::sample::select(vec![80, 8080, 9090, OUTBOUND, TUNNEL]), mode, 0..4)
+}
+
 fn any_service() -> impl Strategy<Value = Service> {
-    let vips = prop::sample::subsequence(vec!["10.96.0.1", "10.96.0.2", "fd00::1"], 0..3);
+    let vips = prop::sample::subsequence(vec!["10.96.0.1", "10.96.0.2", "fd00::1", "10.0.1.1"], 0..3);
     let selector = prop::sample::select(vec![
         labels(&[]),
         labels(&[("app", "web")]),
@@ -201,7 +274,7 @@ proptest! {
         after in prop::collection::vec(any_update(), 0..30),
     ) {
         let this = NodeName::parse("n1").unwrap();
-        let (mut catalog, mut engine) = (Catalog::default(), Engine::new(this.clone()));
+        let (mut catalog, mut engine) = (Catalog::default(), new_engine(&this));
         for update in before {
             apply(&mut catalog, update.clone());
             engine.handle_update(update, Instant::now());
@@ -221,7 +294,7 @@ proptest! {
         prop_assert_eq!(&kernel, &Kernel::of(tables));
 
         // All at once: a fresh engine given the final snapshot, and one diff over the whole way.
-        let mut fresh = Engine::new(this);
+        let mut fresh = new_engine(&this);
         fresh.handle_update(Update::Snapshot(catalog.clone()), Instant::now());
         prop_assert_eq!(fresh.desired(), tables);
         let mut jumped = Kernel::of(&old);
@@ -230,7 +303,7 @@ proptest! {
         prop_assert_eq!(diff(tables, tables), vec![]);
 
         // And a snapshot over an older state replaces it whole.
-        let mut stale = Engine::new(NodeName::parse("n1").unwrap());
+        let mut stale = new_engine(&NodeName::parse("n1").unwrap());
         stale.handle_update(Update::Upsert(Object::Service(Arc::new(service("gone", &["10.96.0.1"], TargetPort::Number(1))))), Instant::now());
         stale.handle_update(Update::Snapshot(catalog), Instant::now());
         prop_assert_eq!(stale.desired(), tables);
@@ -241,7 +314,7 @@ proptest! {
         before in prop::collection::vec(any_update(), 0..20),
         after in prop::collection::vec(any_update(), 0..20),
     ) {
-        let mut engine = Engine::new(NodeName::parse("n1").unwrap());
+        let mut engine = new_engine(&NodeName::parse("n1").unwrap());
         before.into_iter().for_each(|update| engine.handle_update(update, Instant::now()));
         let old = engine.desired().clone();
         after.into_iter().for_each(|update| engine.handle_update(update, Instant::now()));

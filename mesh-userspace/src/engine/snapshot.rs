@@ -1,5 +1,6 @@
 //! What the proxy reads: one consistent, immutable picture of the mesh.
 
+use super::host::HostViews;
 use super::{PolicyGroup, SharedMap};
 use crate::model::{Mesh, Node, NodeName, ObjectName, Service, ServicePort, Workload};
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +36,7 @@ pub struct Snapshot {
     pub(super) workloads: SharedMap<ObjectName, Arc<Workload>>,
     pub(super) frontends: SharedMap<SocketAddr, Arc<FrontendView>>,
     pub(super) addresses: SharedMap<IpAddr, Arc<Workload>>,
+    pub(super) hosts: HostViews,
     /// Of workloads that are in another group than the default one.
     pub(super) groups: SharedMap<ObjectName, Arc<PolicyGroup>>,
     /// By number, for what the kernel reports.
@@ -49,7 +51,7 @@ impl Snapshot {
         self.frontends.get(&key).map(Arc::as_ref)
     }
 
-    /// The meshed workload that has this address.
+    /// The meshed workload that has this address to itself.
     #[must_use]
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         self.addresses.get(&address.to_canonical())
@@ -104,5 +106,12 @@ impl Snapshot {
     #[must_use]
     pub fn frontends(&self) -> &SharedMap<SocketAddr, Arc<FrontendView>> {
         &self.frontends
+    }
+
+    /// Whether every connection between workloads has the same verdict here and there, as far as can be told without
+    /// looking at connections: workloads, their addresses and their policies are the same.
+    #[must_use]
+    pub fn judges_like(&self, other: &Self) -> bool {
+        self.workloads == other.workloads && self.addresses == other.addresses && self.groups == other.groups
     }
 }

@@ -1,7 +1,7 @@
 //! The node's identities, which change while connections run.
 
 use super::bundle::{Bundle, Root};
-use super::files::{self, BUNDLE_FILE, PUBLIC};
+use super::files::BUNDLE_FILE;
 use super::generation::Generation;
 use super::locals::{Local, Locals};
 use super::material::Material;
@@ -14,6 +14,7 @@ use rustls_pki_types::CertificateDer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -44,11 +45,10 @@ struct Shared {
 enum Source {
     Files(PathBuf),
     Authority {
-        directory: PathBuf,
         wanted: watch::Sender<Arc<BTreeSet<SpiffeId>>>,
         rotations: mpsc::Sender<Option<SpiffeId>>,
         issuance: ArcSwap<BTreeMap<SpiffeId, Issuance>>,
-        bundle_version: watch::Sender<u64>,
+        bundle_version: AtomicU64,
     },
 }
 
@@ -81,9 +81,8 @@ impl Identities {
         let bundle = Bundle::read(&directory.join(BUNDLE_FILE), trust_domain)?;
         let (wanted, wanted_receiver) = watch::channel(Arc::default());
         let (rotations, rotations_receiver) = mpsc::channel(ROTATIONS);
-        let (issuance, bundle_version) = (ArcSwap::default(), watch::Sender::new(0));
-        let directory = directory.to_owned();
-        let source = Source::Authority { directory, wanted, rotations, issuance, bundle_version };
+        let (issuance, bundle_version) = (ArcSwap::default(), AtomicU64::new(0));
+        let source = Source::Authority { wanted, rotations, issuance, bundle_version };
         let identities = Self::new(source, trust_domain, bundle, Locals::default())?;
         Ok((identities, Orders { wanted: wanted_receiver, rotations: rotations_receiver }))
     }
@@ -268,7 +267,7 @@ impl Identities {
     pub fn bundle(&self) -> (Vec<Root>, u64) {
         let version = match &self.shared.source {
             Source::Files(_) => 0,
-            Source::Authority { bundle_version, .. } => *bundle_version.borrow(),
+            Source::Authority { bundle_version, .. } => bundle_version.load(Ordering::Relaxed),
         };
         let certificates = self.shared.current.load().bundle.certificates.clone();
         (certificates.iter().filter_map(|root| certificate::root(root).ok()).collect(), version)
@@ -300,26 +299,21 @@ impl Identities {
         });
     }
 
-    /// Trusts these roots from now on, and no others, and begins with them after a restart. Says whether they are
-    /// others than before.
+    /// Trusts these roots from now on, and no others. Says whether they are others than before.
     ///
     /// # Errors
     /// If the roots cannot be used; nothing has changed then.
     pub(super) fn trust(&self, roots: Vec<CertificateDer<'static>>, version: u64) -> Result<bool, IdentityError> {
         let bundle = Bundle::new(roots, &self.shared.trust_domain)
             .map_err(|unusable| IdentityError::Refused(format!("the bundle cannot be used: {}", unusable.problem)))?;
-        let text = certificate::pem(&bundle.certificates);
         let is_new = self.change(|| {
             let generation = self.generation_for(bundle)?;
             let is_new = generation.is_some();
             self.replace_generation(generation);
             Ok::<_, IdentityError>(is_new)
         })?;
-        if let Source::Authority { directory, bundle_version, .. } = &self.shared.source {
-            bundle_version.send_replace(version);
-            if is_new && let Err(error) = files::write(&directory.join(BUNDLE_FILE), text.as_bytes(), PUBLIC) {
-                tracing::warn!(%error, "the new roots are in use, but a restart will begin with the old ones");
-            }
+        if let Source::Authority { bundle_version, .. } = &self.shared.source {
+            bundle_version.store(version, Ordering::Relaxed);
         }
         Ok(is_new)
     }

@@ -130,8 +130,8 @@ impl Issuer {
     fn call(&mut self) {
         if self.bundle.next.is_some_and(|at| at <= Instant::now()) {
             self.bundle.next = None;
-            let (source, metrics) = (self.source.clone(), self.metrics.clone());
-            self.calls.spawn(async move { Answered::Bundle(timed("bundle", &metrics, source.bundle()).await) });
+            let source = self.source.clone();
+            self.calls.spawn(async move { Answered::Bundle(bounded(source.bundle()).await) });
         }
         while self.bundle.is_known && self.signing < CALLS {
             let due = self.schedule.take_due(now(), BATCH);
@@ -157,10 +157,10 @@ impl Issuer {
         if requests.is_empty() {
             return;
         }
-        let (source, metrics, epoch) = (self.source.clone(), self.metrics.clone(), self.schedule.epoch());
+        let (source, epoch) = (self.source.clone(), self.schedule.epoch());
         self.signing += 1;
         self.calls.spawn(async move {
-            let answers = timed("sign", &metrics, source.sign(requests)).await;
+            let answers = bounded(source.sign(requests)).await;
             Answered::Signed { asked, epoch, answers }
         });
     }
@@ -325,19 +325,10 @@ fn states(schedule: &Renewal, now: Now) -> BTreeMap<SpiffeId, Issuance> {
     schedule.entries().map(|(id, entry)| (id.clone(), issuance(entry))).collect()
 }
 
-/// Awaits an answer for a bounded time, and counts it.
-async fn timed<T>(
-    request: &'static str,
-    metrics: &CertificateMetrics,
-    call: super::Answer<'_, T>,
-) -> Result<T, SourceError> {
-    let started = Instant::now();
-    let answer = tokio::time::timeout(CALL_LIMIT, call).await;
-    let answer = answer.unwrap_or_else(|_| {
-        Err(SourceError::Unavailable(format!("it did not answer within {} s", CALL_LIMIT.as_secs())))
-    });
-    metrics.asked(request, answer.as_ref().map_or_else(SourceError::reason, |_| "ok"), started.elapsed());
-    answer
+/// Awaits an answer for a bounded time.
+async fn bounded<T>(call: super::Answer<'_, T>) -> Result<T, SourceError> {
+    let silence = || SourceError::Unavailable(format!("it did not answer within {} s", CALL_LIMIT.as_secs()));
+    tokio::time::timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(silence()))
 }
 
 fn now() -> Now {

@@ -7,10 +7,9 @@
 //! handshake.
 
 mod bundle;
-pub mod ca;
-mod certificate;
+pub(crate) mod certificate;
 mod error;
-mod files;
+pub(crate) mod files;
 mod generation;
 mod identities;
 mod issuer;
@@ -23,7 +22,7 @@ mod request;
 mod sessions;
 mod source;
 mod status;
-mod tls;
+pub(crate) mod tls;
 mod verify;
 
 #[cfg(test)]

@@ -168,6 +168,15 @@ impl SpiffePattern {
         }
     }
 
+    /// The one trust domain whose identities it may match; `None` for `*`.
+    #[must_use]
+    pub fn trust_domain(&self) -> Option<&str> {
+        match &self.0 {
+            Pattern::Any => None,
+            Pattern::Parts { trust_domain, .. } => Some(trust_domain),
+        }
+    }
+
     /// Whether it matches every identity.
     #[must_use]
     pub fn is_any(&self) -> bool {

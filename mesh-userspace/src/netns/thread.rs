@@ -1,5 +1,6 @@
 //! The one thread that changes namespaces.
 
+use super::diag::SocketTable;
 use super::routing::{self, Sysctls};
 use super::socket;
 use rustix::fs::fstat;
@@ -164,6 +165,15 @@ impl Namespaces {
     pub async fn dial_socket(&self, namespace: &Namespace, source: SocketAddr, mark: u32) -> io::Result<Socket> {
         let file = namespace.file.clone();
         self.run(move |home| home.inside(&file, || socket::dial(source, mark))).await
+    }
+
+    /// The namespace's TCP sockets, to look at and to end. It stays with that namespace wherever it is used.
+    ///
+    /// # Errors
+    /// If the kernel has no INET_DIAG (`CONFIG_INET_DIAG`).
+    pub async fn sockets(&self, namespace: &Namespace) -> io::Result<SocketTable> {
+        let file = namespace.file.clone();
+        self.run(move |home| home.inside(&file, SocketTable::open)).await
     }
 
     /// Has the thread do something. If the caller goes away meanwhile, the outcome is dropped, sockets and all.

@@ -1,7 +1,13 @@
 //! Why a connection failed, as metrics, logs and people call it.
 
+use super::registry::Cut;
+use super::verdict::Ruling;
 use crate::telemetry::connections::ResponseFlag;
-use crate::tunnel::{OpenError, Refusal, StreamError};
+use crate::tunnel::{OpenError, Refusal, ResetCode, StreamError};
+
+/// How a stream ends that the other node has cut.
+const CUT_BY_PEER_RESET: StreamError = StreamError::Reset(ResetCode::DENIED);
+const CUT_BY_PEER_STOPPED: StreamError = StreamError::Stopped(ResetCode::DENIED);
 
 /// The cause of a failed connection. Each has a stable `reason` label and the field's `response_flags`.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +32,10 @@ pub enum Failure {
     Remote(#[from] StreamError),
     #[error("refused the peer's stream: {0}")]
     Refused(Refusal),
+    #[error("{0}")]
+    Denied(Ruling),
+    #[error("cut: {0}")]
+    Cut(Cut),
     #[error("the workload was removed")]
     WorkloadRemoved,
 }
@@ -45,7 +55,9 @@ impl Failure {
             Self::ApplicationTimeout => "application_timeout",
             Self::Local(error) if error.kind() == std::io::ErrorKind::ConnectionReset => "local_reset",
             Self::Local(_) => "local_error",
+            Self::Cut(_) | Self::Remote(CUT_BY_PEER_RESET | CUT_BY_PEER_STOPPED) => "cut",
             Self::Remote(error) => error.reason(),
+            Self::Denied(_) => Refusal::Denied.reason(),
             Self::Refused(refusal) => refusal.reason(),
             Self::WorkloadRemoved => "workload_removed",
         }
@@ -56,7 +68,11 @@ impl Failure {
     pub fn flag(&self) -> ResponseFlag {
         match self {
             Self::Open(OpenError::Handshake(_)) => ResponseFlag::TlsFailure,
-            Self::Open(OpenError::Refused(Refusal::Denied)) | Self::Refused(Refusal::Denied) => ResponseFlag::Deny,
+            Self::Denied(_)
+            | Self::Cut(_)
+            | Self::Remote(CUT_BY_PEER_RESET | CUT_BY_PEER_STOPPED)
+            | Self::Open(OpenError::Refused(Refusal::Denied))
+            | Self::Refused(Refusal::Denied) => ResponseFlag::Deny,
             Self::Open(OpenError::Refused(Refusal::IdentityMismatch)) | Self::Refused(Refusal::IdentityMismatch) => {
                 ResponseFlag::IdentityError
             }
@@ -72,6 +88,7 @@ impl Failure {
             Self::Application(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Refusal::Refused,
             Self::ApplicationTimeout => Refusal::Timeout,
             Self::Refused(refusal) => *refusal,
+            Self::Denied(_) | Self::Cut(_) => Refusal::Denied,
             _ => Refusal::Unreachable,
         }
     }

@@ -1,13 +1,19 @@
 //! Inbound: an authenticated stream is delivered to a workload of this node, from the client's own address.
 
+use super::registry::{Delivery, Live, Side, Ticket};
 use super::relay::{relay, reset_on_close};
+use super::report::Parties;
 use super::session::{Edge, Session};
+use super::verdict::{self, Caller};
 use super::{Context, Failure, LocalWorkload};
 use crate::datapath::Bypass;
+use crate::engine::Snapshot;
 use crate::model::{ObjectName, Workload};
 use crate::netns::Namespaces;
 use crate::telemetry::connections::Reporter;
+use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{Incoming, Refusal, Server};
+use mesh_common::policy::Arrival;
 use mesh_common::service::BypassKey;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +31,15 @@ pub struct Inbound {
     pub draining: CancellationToken,
 }
 
+/// A stream whose ends are known and that has entered the registry; not decided about yet.
+struct Admitted {
+    local: Arc<LocalWorkload>,
+    source: Arc<Workload>,
+    ticket: Ticket,
+    /// Read after it has entered.
+    snapshot: Arc<Snapshot>,
+}
+
 impl Inbound {
     /// Delivers streams until the server ends.
     pub async fn serve(self, mut server: Server) -> anyhow::Result<()> {
@@ -38,45 +53,52 @@ impl Inbound {
     }
 
     async fn stream(&self, incoming: Incoming) {
-        let destination = incoming.header.destination;
-        let (local, source) = match self.admit(&incoming) {
-            Ok(admitted) => admitted,
+        match self.admit(&incoming) {
+            Ok(admitted) => self.carry(incoming, admitted).await,
             Err(refusal) => {
                 tracing::warn!(
                     reason = refusal.reason(), source = %incoming.source, claimed = %incoming.header.source,
-                    %destination, "refused a stream"
+                    destination = %incoming.header.destination, "refused a stream"
                 );
-                return incoming.refuse(refusal);
+                incoming.refuse(refusal);
             }
-        };
-        let service = incoming.header.service.as_deref().and_then(service_name);
-        let session = {
-            let snapshot = self.context.snapshot.load();
-            let edge = Edge {
-                reporter: Reporter::Destination,
-                source: &source,
-                destination: Some(local.current(&snapshot)),
-                service: service.as_ref(),
-            };
-            Session::begin(&self.context, &edge, incoming.header.source, destination)
-        };
-        session.routed(destination, self.context.node.as_str());
-        if let Err(failure) = self.deliver(incoming, &local, &session).await {
-            session.fail(&failure);
         }
     }
 
     /// The stream must be for a workload of this node, under the identity that this node presented for it, from a
     /// source address whose workload has exactly the identity that the peer proved.
-    fn admit(&self, incoming: &Incoming) -> Result<(Arc<LocalWorkload>, Arc<Workload>), Refusal> {
+    fn admit(&self, incoming: &Incoming) -> Result<Admitted, Refusal> {
         if self.draining.is_cancelled() {
             return Err(Refusal::Draining);
         }
+        let snapshot = self.context.snapshot.load_full();
+        let admitted = self.recognise(incoming, &snapshot)?;
+        let (source, destination) = (&incoming.header.source, &incoming.header.destination);
+        let ticket = self.context.registry.enter(Live {
+            side: Side::Destination,
+            caller: admitted.1.clone(),
+            source: source.ip(),
+            destination: admitted.0.workload.clone(),
+            port: destination.port(),
+        });
+        // What has changed before the connection was in the registry is seen here; what changes later, there.
+        let latest = self.context.snapshot.load_full();
+        let unchanged = Arc::ptr_eq(&latest, &snapshot);
+        let (local, source) = if unchanged { admitted } else { self.recognise(incoming, &latest)? };
+        Ok(Admitted { local, source, ticket, snapshot: latest })
+    }
+
+    fn recognise(
+        &self,
+        incoming: &Incoming,
+        snapshot: &Snapshot,
+    ) -> Result<(Arc<LocalWorkload>, Arc<Workload>), Refusal> {
         let local = self.context.locals.at(incoming.header.destination.ip()).ok_or(Refusal::NotFound)?;
         if local.workload.identity != incoming.destination {
             return Err(Refusal::IdentityMismatch);
         }
-        let snapshot = self.context.snapshot.load();
+        // One that the catalog has just lost is still armed for a moment, and has no policies any more.
+        local.known(snapshot).ok_or(Refusal::NotFound)?;
         let source = snapshot.workload_at(incoming.header.source.ip()).ok_or(Refusal::IdentityMismatch)?;
         if source.identity != incoming.source {
             return Err(Refusal::IdentityMismatch);
@@ -84,10 +106,50 @@ impl Inbound {
         Ok((local, source.clone()))
     }
 
-    async fn deliver(&self, incoming: Incoming, local: &LocalWorkload, session: &Session) -> Result<(), Failure> {
+    async fn carry(&self, incoming: Incoming, admitted: Admitted) {
+        let Admitted { local, source, mut ticket, snapshot } = admitted;
+        let (from, to) = (incoming.header.source, incoming.header.destination);
+        let destination = local.current(&snapshot);
+        let service = incoming.header.service.as_deref().and_then(service_name);
+        let edge = Edge {
+            reporter: Reporter::Destination,
+            source: &source,
+            destination: Some(destination),
+            service: service.as_ref(),
+        };
+        let session = Session::begin(&self.context, &edge, from, to);
+        session.routed(to, self.context.node.as_str());
+        let caller = Caller { identity: Some(&incoming.source), address: from.ip() };
+        let told = verdict::decide(&snapshot, destination, to.port(), Arrival::Authenticated, caller);
+        let parties =
+            Parties { source: from, source_workload: Some(&source), destination: to, workload: Some(destination) };
+        self.context.reports.decided(&told, EnforcedBy::Destination, &parties);
+        if told.is_denied() {
+            incoming.refuse(Refusal::Denied);
+            return session.fail(&Failure::Denied(told.ruling));
+        }
+        session.ruled(&told.ruling);
+        // Held no longer than the decision: a connection may last for days.
+        drop(snapshot);
+        if let Err(failure) = self.deliver(incoming, &local, &session, &mut ticket).await {
+            session.fail(&failure);
+        }
+    }
+
+    async fn deliver(
+        &self,
+        incoming: Incoming,
+        local: &LocalWorkload,
+        session: &Session,
+        ticket: &mut Ticket,
+    ) -> Result<(), Failure> {
         let (source, destination) = (incoming.header.source, incoming.header.destination);
-        let app = match self.dial(local, source, destination).await {
-            Ok(app) => app,
+        let dialled = tokio::select! {
+            dialled = self.dial(local, source, destination) => dialled,
+            cut = ticket.cut() => Err(Failure::Cut(cut)),
+        };
+        let (app, _delivery) = match dialled {
+            Ok(dialled) => dialled,
             Err(failure) => {
                 incoming.refuse(failure.refusal());
                 return Err(failure);
@@ -96,7 +158,7 @@ impl Inbound {
         let stream = incoming.accept();
         session.carried_by(&stream);
         let relayed = tokio::select! {
-            relayed = relay(&app, stream, session) => relayed,
+            relayed = relay(&app, stream, session, ticket) => relayed,
             () = local.removed.cancelled() => Err(Failure::WorkloadRemoved),
         };
         if relayed.is_err() {
@@ -111,12 +173,13 @@ impl Inbound {
         local: &LocalWorkload,
         source: SocketAddr,
         destination: SocketAddr,
-    ) -> Result<TcpStream, Failure> {
+    ) -> Result<(TcpStream, Delivery), Failure> {
         let from = SocketAddr::new(source.ip(), 0);
         let dialled = self.namespaces.dial_socket(&local.namespace, from, self.mark).await;
         let socket = dialled.map_err(Failure::Application)?;
         let bound = socket.local_addr().map_err(Failure::Application)?.as_socket().map_or(0, |address| address.port());
         let pass = BypassKey::new(from.ip().into(), destination.ip().into(), bound.to_be(), destination.port().to_be());
+        let delivery = self.context.registry.delivering(SocketAddr::new(from.ip(), bound), destination);
         // sk_lookup runs once, on the SYN: the pass is needed until connect() has answered and no longer.
         let _pass = self.bypass.admit(pass).map_err(Failure::Application)?;
         let connecting = TcpSocket::from_std_stream(socket.into()).connect(destination);
@@ -125,7 +188,7 @@ impl Inbound {
             .map_err(|_| Failure::ApplicationTimeout)?
             .map_err(Failure::Application)?;
         app.set_nodelay(true).map_err(Failure::Application)?;
-        Ok(app)
+        Ok((app, delivery))
     }
 }
 

@@ -22,8 +22,13 @@ impl LocalWorkload {
     /// under, may have changed since.
     #[must_use]
     pub fn current<'a>(&'a self, snapshot: &'a Snapshot) -> &'a Workload {
-        let known = snapshot.workload(&self.workload.name).filter(|known| known.uid == self.workload.uid);
-        known.unwrap_or(&self.workload)
+        self.known(snapshot).unwrap_or(&self.workload)
+    }
+
+    /// [`Self::current`], if the catalog still has it.
+    #[must_use]
+    pub fn known<'a>(&self, snapshot: &'a Snapshot) -> Option<&'a Workload> {
+        snapshot.workload(&self.workload.name).filter(|known| known.uid == self.workload.uid).map(Arc::as_ref)
     }
 }
 
@@ -35,6 +40,15 @@ impl LocalWorkloads {
     #[must_use]
     pub fn at(&self, address: IpAddr) -> Option<Arc<LocalWorkload>> {
         self.0.load().get(&address).cloned()
+    }
+
+    /// Every armed workload once.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<LocalWorkload>> {
+        let by_address = self.0.load();
+        let first =
+            |(address, local): &(&IpAddr, &Arc<LocalWorkload>)| local.workload.addresses.first() == Some(*address);
+        by_address.iter().filter(first).map(|(_, local)| local.clone()).collect()
     }
 
     /// Adds a workload under all its addresses.

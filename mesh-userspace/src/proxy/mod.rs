@@ -2,15 +2,23 @@
 
 mod failure;
 mod inbound;
+mod kernel;
 mod local;
 mod outbound;
+mod plaintext;
+mod registry;
 mod relay;
+mod report;
 mod session;
+pub mod verdict;
 
 pub use failure::Failure;
 pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
 pub use outbound::Outbound;
+pub use plaintext::PlaintextSweep;
+pub use registry::{Cut, Registry};
+pub use report::Reports;
 
 use crate::engine::Snapshot;
 use crate::model::NodeName;
@@ -22,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
-/// What both directions work with. Snapshots are read once per connection.
+/// What both directions work with.
 pub struct Context {
     pub node: NodeName,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -34,6 +42,13 @@ pub struct Context {
     pub connect_timeout: Duration,
     pub metrics: ConnectionMetrics,
     pub live: LiveConnections,
+    /// What policy said, counted and logged.
+    pub reports: Reports,
+    /// What a change of policy must reach.
+    pub registry: Registry,
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
 }
+
+#[cfg(test)]
+mod fixture;

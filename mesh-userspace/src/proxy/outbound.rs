@@ -1,15 +1,20 @@
 //! Outbound: a workload's captured connection is carried to an endpoint's node.
 
+use super::registry::{Live, Side, Ticket};
 use super::relay::{relay, reset_on_close};
+use super::report::Parties;
 use super::session::{Edge, Session};
+use super::verdict::{self, Caller};
 use super::{Context, Failure, LocalWorkload};
 use crate::balance;
 use crate::datapath::Tuples;
 use crate::engine::{Endpoint, Snapshot};
 use crate::model::{Service, Workload};
 use crate::telemetry::connections::Reporter;
+use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{Peer, Stream, StreamHeader};
 use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::policy::Arrival;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -68,6 +73,16 @@ impl Outbound {
         let destination = SocketAddr::from(record.endpoint());
         let snapshot = self.context.snapshot.load_full();
         let route = route(&snapshot, destination).inspect_err(|failure| self.unrouted(source, failure))?;
+        let own = own_address(&self.local.workload, source);
+        let mut ticket = self.context.registry.enter(Live {
+            side: Side::Source,
+            caller: self.local.workload.clone(),
+            source: own.ip(),
+            destination: route.endpoint.workload.clone(),
+            port: route.endpoint.address.port(),
+        });
+        // What changes from here on, the registry knows.
+        let snapshot = self.context.snapshot.load_full();
         let edge = Edge {
             reporter: Reporter::Source,
             source: self.local.current(&snapshot),
@@ -76,28 +91,58 @@ impl Outbound {
         };
         let session = Session::begin(&self.context, &edge, source, destination);
         session.routed(route.endpoint.address, route.endpoint.workload.node.as_str());
-        let outcome = tokio::select! {
-            outcome = self.tunnel(app, source, &snapshot, &route, &session) => outcome,
-            () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
+        let outcome = match self.authorize(own, &snapshot, &route, &session) {
+            Ok(()) => tokio::select! {
+                outcome = self.tunnel(app, own, snapshot, &route, &session, &mut ticket) => outcome,
+                () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
+            },
+            denied => denied,
         };
         outcome.inspect_err(|failure| session.fail(failure))
+    }
+
+    /// The destination decides, too; what it would refuse need not travel there.
+    fn authorize(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route, session: &Session) -> Result<(), Failure> {
+        let (endpoint, address) = (&route.endpoint.workload, route.endpoint.address);
+        let known = snapshot.workload(&endpoint.name).filter(|known| known.uid == endpoint.uid);
+        let destination = known.unwrap_or(endpoint);
+        let caller = Caller { identity: Some(&self.local.workload.identity), address: own.ip() };
+        let told = verdict::decide(snapshot, destination, address.port(), Arrival::Authenticated, caller);
+        let parties = Parties {
+            source: own,
+            source_workload: Some(&self.local.workload),
+            destination: address,
+            workload: Some(destination),
+        };
+        self.context.reports.decided(&told, EnforcedBy::Source, &parties);
+        if told.is_denied() {
+            return Err(Failure::Denied(told.ruling));
+        }
+        session.ruled(&told.ruling);
+        Ok(())
     }
 
     async fn tunnel(
         &self,
         app: &TcpStream,
-        source: SocketAddr,
-        snapshot: &Snapshot,
+        own: SocketAddr,
+        snapshot: Arc<Snapshot>,
         route: &Route,
         session: &Session,
+        ticket: &mut Ticket,
     ) -> Result<(), Failure> {
         app.set_nodelay(true).map_err(Failure::Local)?;
-        let stream = self.open(source, snapshot, route).await?;
+        let stream = tokio::select! {
+            opened = self.open(own, &snapshot, route) => opened?,
+            cut = ticket.cut() => return Err(Failure::Cut(cut)),
+        };
+        // Held no longer than it is needed: a connection may last for days.
+        drop(snapshot);
         session.carried_by(&stream);
-        relay(app, stream, session).await
+        relay(app, stream, session, ticket).await
     }
 
-    async fn open(&self, source: SocketAddr, snapshot: &Snapshot, route: &Route) -> Result<Stream, Failure> {
+    async fn open(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route) -> Result<Stream, Failure> {
         let workload = &route.endpoint.workload;
         let node = snapshot.node(&workload.node).ok_or_else(|| Failure::UnknownNode(workload.node.clone()))?;
         let address = node.addresses.first().ok_or_else(|| Failure::UnknownNode(workload.node.clone()))?;
@@ -111,7 +156,7 @@ impl Outbound {
         let header = StreamHeader {
             destination: route.endpoint.address,
             service: route.service.as_ref().map(|service| service.name.to_string()),
-            source: own_address(&self.local.workload, source),
+            source: own,
             traceparent: None,
         };
         let transport = snapshot.mesh.as_ref().map_or_else(Default::default, |mesh| mesh.transport);

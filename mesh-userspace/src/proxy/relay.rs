@@ -1,7 +1,8 @@
 //! Carries bytes between an application's socket and a tunnel stream, with half-close, reset and backpressure.
 
 use super::Failure;
-use crate::tunnel::{RecvHalf, SendHalf, Stream};
+use super::registry::Ticket;
+use crate::tunnel::{RecvHalf, ResetCode, SendHalf, Stream};
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
 use std::io::{self, ErrorKind};
@@ -21,14 +22,26 @@ pub(super) trait Count {
     fn passed_from_tunnel(&self, bytes: u64);
 }
 
-/// Relays until both directions have ended in order. On a failure the application's socket is reset and the stream's
-/// unfinished halves are dropped, which resets them too.
-pub(super) async fn relay(app: &TcpStream, stream: Stream, count: &impl Count) -> Result<(), Failure> {
-    let (send, recv) = stream.split();
+/// Relays until both directions have ended in order, or the connection is cut. On a failure the application's socket is
+/// reset and the stream's unfinished halves are dropped, which resets them too.
+pub(super) async fn relay(
+    app: &TcpStream,
+    stream: Stream,
+    count: &impl Count,
+    ticket: &mut Ticket,
+) -> Result<(), Failure> {
+    let (mut send, mut recv) = stream.split();
     let outcome = tokio::select! {
-        outcome = async { tokio::try_join!(upload(app, send, count), download(app, recv, count)) } => outcome.map(drop),
+        outcome = async { tokio::try_join!(upload(app, &mut send, count), download(app, &mut recv, count)) } => {
+            outcome.map(drop)
+        }
         failure = socket_error(app) => Err(failure),
+        cut = ticket.cut() => Err(Failure::Cut(cut)),
     };
+    if matches!(outcome, Err(Failure::Cut(_))) {
+        send.reset(ResetCode::DENIED);
+        recv.stop(ResetCode::DENIED);
+    }
     if outcome.is_err() {
         reset_on_close(app);
     }
@@ -42,7 +55,7 @@ pub(super) fn reset_on_close(app: &TcpStream) {
 }
 
 /// Application to tunnel. No buffer is held while the application is silent.
-async fn upload(app: &TcpStream, mut send: SendHalf, count: &impl Count) -> Result<(), Failure> {
+async fn upload(app: &TcpStream, send: &mut SendHalf, count: &impl Count) -> Result<(), Failure> {
     let mut size = SMALLEST_READ;
     loop {
         app.readable().await.map_err(Failure::Local)?;
@@ -72,7 +85,7 @@ fn next_read(size: usize, read: usize) -> usize {
 }
 
 /// Tunnel to application.
-async fn download(app: &TcpStream, mut recv: RecvHalf, count: &impl Count) -> Result<(), Failure> {
+async fn download(app: &TcpStream, recv: &mut RecvHalf, count: &impl Count) -> Result<(), Failure> {
     while let Some(chunk) = recv.recv().await? {
         let length = chunk.len() as u64;
         write_all(app, chunk).await.map_err(Failure::Local)?;

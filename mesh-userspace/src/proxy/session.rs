@@ -1,6 +1,8 @@
 //! One connection as metrics, the live table and the access log see it.
 
+use super::registry::Cut;
 use super::relay::Count;
+use super::verdict::Ruling;
 use super::{Context, Failure};
 use crate::model::{ObjectName, Workload};
 use crate::telemetry::access_log;
@@ -62,7 +64,20 @@ impl Session {
         });
     }
 
+    /// What policy said about it.
+    pub(super) fn ruled(&self, ruling: &Ruling) {
+        self.row.set(Flow {
+            verdict: Some(ruling.word()),
+            policy: ruling.policy.as_ref().map(|policy| policy.to_string().into()),
+            rule: ruling.rule.clone(),
+            ..Flow::clone(&self.row.flow())
+        });
+    }
+
     pub(super) fn fail(&self, failure: &Failure) {
+        if let Failure::Denied(ruling) | Failure::Cut(Cut::Denied(ruling)) = failure {
+            self.ruled(ruling);
+        }
         self.connection.fail_because(failure.flag(), failure.reason(), failure);
     }
 }

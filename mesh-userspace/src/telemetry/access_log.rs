@@ -44,6 +44,8 @@ pub fn write(finished: &Finished<'_>) {
     macro_rules! line {
         ($level:ident, $message:literal) => {{
             let flow = finished.flow;
+            // A refusal always says whose word it was, also if it was nobody's but the default.
+            let no_policy = (flow.verdict == Some("deny")).then_some(super::policy::NONE);
             let (src_namespace, src_workload) = split(flow.source_workload.as_deref());
             let (dst_namespace, dst_workload) = split(flow.destination_workload.as_deref());
             tracing::$level!(
@@ -65,6 +67,9 @@ pub fn write(finished: &Finished<'_>) {
                 duration = display(format_args!("{}ms", finished.duration.as_millis())),
                 response_flags = finished.failure.map(|failure| failure.flag.as_str()),
                 reason = finished.failure.map(|failure| failure.reason),
+                verdict = flow.verdict,
+                policy = flow.policy.as_deref().or(no_policy),
+                rule = flow.rule.as_deref().or(no_policy),
                 error = finished.failure.and(finished.detail),
                 protocol = "tcp",
                 transport = flow.transport,
@@ -110,6 +115,9 @@ mod tests {
             transport: Some("lane"),
             group: Some("X25519MLKEM768".into()),
             suite: Some("TLS13_AES_256_GCM_SHA384".into()),
+            verdict: Some("allow"),
+            policy: Some("shop/let".into()),
+            rule: Some("friends".into()),
             ..Flow::new(Direction::Outbound, ([10, 1, 1, 1], 40_000).into(), ([10, 96, 0, 1], 80).into())
         }
     }
@@ -143,6 +151,9 @@ mod tests {
             ("dst.namespace", "shop"),
             ("dst.identity", "spiffe://example.org/ns/shop/sa/cart"),
             ("duration", "12ms"),
+            ("verdict", "allow"),
+            ("policy", "shop/let"),
+            ("rule", "friends"),
             ("transport", "lane"),
             ("tls.kx", "X25519MLKEM768"),
             ("node", "n1"),
@@ -155,7 +166,8 @@ mod tests {
 
     #[test]
     fn a_failed_connection_says_why_and_leaves_out_what_is_unknown() {
-        let flow = Flow::new(Direction::Inbound, ([10, 1, 1, 1], 40_000).into(), ([10, 1, 2, 3], 8080).into());
+        let addresses = (([10, 1, 1, 1], 40_000).into(), ([10, 1, 2, 3], 8080).into());
+        let flow = Flow { verdict: Some("deny"), ..Flow::new(Direction::Inbound, addresses.0, addresses.1) };
         let failure = Some(Failure { flag: ResponseFlag::Connect, reason: "refused" });
         let detail = "connection refused by 10.1.2.3:8080";
         let finished = Finished {
@@ -170,6 +182,7 @@ mod tests {
         let line = line(&finished);
         assert_eq!((&line["level"], &line["reason"]), (&"WARN".into(), &"refused".into()));
         assert_eq!((&line["response_flags"], &line["error"]), (&"CONNECT".into(), &detail.into()));
+        assert_eq!((&line["verdict"], &line["policy"], &line["rule"]), (&"deny".into(), &"-".into(), &"-".into()));
         assert!(line.get("dst.service").is_none() && line.get("src.identity").is_none(), "{line}");
     }
 }

@@ -57,6 +57,12 @@ pub struct Flow {
     pub group: Option<Arc<str>>,
     /// The TLS cipher suite.
     pub suite: Option<Arc<str>>,
+    /// What policy said: `allow` or `deny`.
+    pub verdict: Option<&'static str>,
+    /// `namespace/name` of the policy that decided.
+    pub policy: Option<Arc<str>>,
+    /// Its rule.
+    pub rule: Option<Arc<str>>,
 }
 
 impl Flow {
@@ -77,6 +83,9 @@ impl Flow {
             transport: None,
             group: None,
             suite: None,
+            verdict: None,
+            policy: None,
+            rule: None,
         }
     }
 }

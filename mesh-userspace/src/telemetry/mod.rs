@@ -2,20 +2,25 @@
 //! A leaf: it imports no other room, and what it shows of them arrives as plain values and closures.
 
 pub mod access_log;
+mod bounded;
 pub mod catalog;
 pub mod certificates;
 pub mod connections;
 pub mod datapath;
 mod exposition;
 pub mod flows;
+mod limit;
 pub mod live;
 pub mod logging;
+pub mod plaintext;
+pub mod policy;
 mod process;
 pub mod tunnel;
 
 pub use exposition::Format;
 
-use connections::ConnectionMetrics;
+use connections::{ConnectionMetrics, Limits};
+use policy::PolicyMetrics;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
@@ -47,6 +52,7 @@ pub struct Metrics {
     /// `process_*`: names that every tool knows, hence without our prefix.
     process: Registry,
     connections: ConnectionMetrics,
+    policy: PolicyMetrics,
 }
 
 impl Metrics {
@@ -55,10 +61,11 @@ impl Metrics {
         let mut mesh = Registry::with_prefix("nodemesh");
         let labels = vec![("version", build.version.to_owned()), ("abi", build.abi.to_string())];
         mesh.register("build", "What this daemon was built from", Info::new(labels));
-        let connections = ConnectionMetrics::register(&mut mesh);
+        let policy = PolicyMetrics::register(&mut mesh);
+        let connections = ConnectionMetrics::register_with(&mut mesh, Limits::default(), policy.bounded());
         let mut process = Registry::default();
         process.register_collector(Box::new(process::Collector::new()));
-        Self { mesh, process, connections }
+        Self { mesh, process, connections, policy }
     }
 
     /// Where components register their families, without the prefix `nodemesh_`.
@@ -76,6 +83,11 @@ impl Metrics {
     #[must_use]
     pub fn connections(&self) -> &ConnectionMetrics {
         &self.connections
+    }
+
+    #[must_use]
+    pub fn policy(&self) -> &PolicyMetrics {
+        &self.policy
     }
 
     /// Every metric as text, in the format that the `Accept` header asks for, and its content type.

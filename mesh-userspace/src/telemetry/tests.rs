@@ -1,6 +1,7 @@
 //! What a scrape gets is what Prometheus accepts.
 
 use super::catalog::CatalogMetrics;
+use super::certificates::CertificateMetrics;
 use super::connections::{EdgeKey, Party, Reporter, ResponseFlag, Security, ServiceLabels};
 use super::flows::FlowMetrics;
 use super::tunnel::TunnelMetrics;
@@ -23,7 +24,9 @@ pub(super) fn full() -> Metrics {
     let catalog = CatalogMetrics::register(metrics.registry());
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
     catalog.applied(SystemTime::now());
+    CertificateMetrics::register(metrics.registry()).rotated("success");
     touch(&TunnelMetrics::register(metrics.registry()));
+    policy::sample(metrics.policy());
     let key = EdgeKey {
         reporter: Reporter::Source,
         source: Party::unknown(),
@@ -47,7 +50,7 @@ fn touch(tunnel: &TunnelMetrics) {
     tunnel.handshake_failed("lanes", "client", "unknown_ca");
     tunnel.stream_opened("lanes", "outbound");
     tunnel.stream_refused("lanes", "outbound", "refused");
-    tunnel.stream_moved("outbound");
+    tunnel.stream_moved("outbound", "bulk");
     tunnel.malformed_header("lanes", "too_long");
     let bytes = tunnel.bytes("lanes", "outbound");
     bytes.sent.inc();

@@ -16,7 +16,8 @@ pub struct TunnelMetrics {
     handshake_failures: Family<Labels<3>, Counter>,
     streams_opened: Family<Labels<2>, Counter>,
     streams_refused: Family<Labels<3>, Counter>,
-    streams_moved: Family<Labels<1>, Counter>,
+    streams_moved: Family<Labels<2>, Counter>,
+    rehandshakes: Family<Labels<2>, Counter>,
     sent: Family<Labels<2>, Counter>,
     received: Family<Labels<2>, Counter>,
     malformed_headers: Family<Labels<2>, Counter>,
@@ -62,8 +63,13 @@ impl TunnelMetrics {
         );
         registry.register(
             "streams_moved",
-            "Application connections that were moved to a lane of their own",
+            "Application connections that were moved to another lane, by reason",
             metrics.streams_moved.clone(),
+        );
+        registry.register(
+            "rehandshakes",
+            "Connections between nodes dialled because the certificates of an older one come to their end, by result",
+            metrics.rehandshakes.clone(),
         );
         registry.register_with_unit("sent", "Bytes sent inside TLS", Unit::Bytes, metrics.sent.clone());
         registry.register_with_unit("received", "Bytes received inside TLS", Unit::Bytes, metrics.received.clone());
@@ -109,8 +115,14 @@ impl TunnelMetrics {
             .inc();
     }
 
-    pub fn stream_moved(&self, direction: &'static str) {
-        self.streams_moved.get_or_create(&[("direction", direction)]).inc();
+    /// `reason`: `bulk` (to a lane of its own) or `renewal` (to one with fresher certificates).
+    pub fn stream_moved(&self, direction: &'static str, reason: &'static str) {
+        self.streams_moved.get_or_create(&[("direction", direction), ("reason", reason)]).inc();
+    }
+
+    /// `result`: `renewed`, `unchanged` (the peer has no newer certificate) or `failed`.
+    pub fn rehandshaked(&self, transport: &'static str, result: &'static str) {
+        self.rehandshakes.get_or_create(&[("transport", transport), ("result", result)]).inc();
     }
 
     pub fn malformed_header(&self, transport: &'static str, reason: &'static str) {

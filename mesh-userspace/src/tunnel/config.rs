@@ -11,8 +11,10 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// A lane without streams is closed after this; the server waits twice as long.
     pub idle_timeout: Duration,
-    /// A lane older than this takes no new streams, so that renewed certificates come into use.
+    /// A lane older than this takes no new streams. It may take none sooner: see [`super::lanes`] on renewal.
     pub max_age: Duration,
+    /// How long the streams of a QUIC connection, which cannot move, may outlive the certificates of its handshake.
+    pub quic_grace: Duration,
     /// TCP connect and TLS handshake of a new lane, together.
     pub connect_timeout: Duration,
     /// From asking for a stream to the far node's answer, which includes its dialling of the application.
@@ -56,6 +58,7 @@ impl Default for Config {
             listen: Vec::new(),
             idle_timeout: Duration::from_secs(60),
             max_age: Duration::from_secs(3600),
+            quic_grace: Duration::from_secs(12 * 3600),
             connect_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(15),
             handshake_timeout: Duration::from_secs(10),

@@ -1,12 +1,17 @@
-//! TLS lanes: the client's pool. Small streams share lanes; a stream that turns bulk gets one for itself.
+//! TLS lanes: the client's pool. Small streams share lanes; a stream that turns bulk gets one for itself. Before the
+//! certificates of a lane's handshake end, its streams move to a lane with fresh ones ([`moves`]).
+
+mod moves;
+
+pub(super) use moves::{BULK, RENEWAL};
 
 use super::lane::{Closing, EXCLUSIVE, LANES, Lane, SHARED, connect};
 use super::machine::{Side, Unavailable};
 use super::route::{Leg, Mover, Route};
 use super::stream::{RecvKind, SendKind};
-use super::{Config, LaneStatus, OpenError, Peer, RecvHalf, ResetCode, SendHalf, Stream, StreamHeader, Transport};
+use super::{Config, LaneStatus, OpenError, Peer, RecvHalf, SendHalf, Stream, StreamHeader, Transport};
 use crate::identity::Identities;
-use crate::model::WorkloadUid;
+use crate::model::{SpiffeId, WorkloadUid};
 use crate::telemetry::tunnel::TunnelMetrics;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -80,9 +85,17 @@ impl Lanes {
     }
 
     pub(super) fn forget(&self, workload: &WorkloadUid) {
+        self.forget_where(|peer| peer.workload == *workload);
+    }
+
+    pub(super) fn forget_source(&self, source: &SpiffeId) {
+        self.forget_where(|peer| peer.source == *source);
+    }
+
+    fn forget_where(&self, is_gone: impl Fn(&Peer) -> bool) {
         let mut forgotten = Vec::new();
         self.0.lock().retain(|peer, entry| {
-            let is_kept = peer.workload != *workload;
+            let is_kept = !is_gone(peer);
             if !is_kept {
                 forgotten.push(Arc::clone(entry));
             }
@@ -157,7 +170,7 @@ impl Pool {
                 }
             };
             match leg.lane.answered(leg.id).await {
-                Ok(()) => return Ok(self.stream(entry, leg)),
+                Ok(()) => return Ok(self.stream(&entry, leg)),
                 Err(OpenError::Closed | OpenError::Handshake(_)) if is_reused && !is_second => is_second = true,
                 Err(error) => return Err(error),
             }
@@ -211,11 +224,16 @@ impl Pool {
             if kind == SHARED { &mut lanes.shared } else { &mut lanes.exclusive }.push(Arc::clone(&lane));
         }
         tokio::spawn(async move {
+            let renewal = tokio::spawn(Arc::clone(&pool).renewal(Arc::clone(&task_entry), Arc::clone(&task_lane)));
             // A server opens no streams: the machine refuses the attempt as a broken protocol.
-            task_lane.drive(socket, &pool.config, |_, _| {}).await;
+            let socket = task_lane.drive(socket, &pool.config, |_, _| {}).await;
+            renewal.abort();
+            // Waited for, because it holds the entry; that it was aborted is no news.
+            let _ = renewal.await;
             task_entry.remove(&task_lane);
             pool.remove_if_unused(&task_entry);
             pool.lane_ended.notify_waiters();
+            task_lane.linger(socket, &pool.config).await;
         });
         if self.is_draining.load(Ordering::Acquire) {
             lane.go_away();
@@ -223,54 +241,16 @@ impl Pool {
         Ok(lane)
     }
 
-    fn stream(self: &Arc<Self>, entry: Arc<Entry>, leg: Leg) -> Stream {
-        let tls = leg.lane.session.clone();
-        let pool = Arc::downgrade(self);
+    fn stream(self: &Arc<Self>, entry: &Arc<Entry>, leg: Leg) -> Stream {
+        let tls = leg.lane.facts.session.clone();
+        let (pool, entry) = (Arc::downgrade(self), Arc::downgrade(&entry));
         let mover: Mover = Box::new(move |route| {
-            if let Some(pool) = pool.upgrade() {
-                tokio::spawn(async move { pool.move_to_own_lane(&entry, &route).await });
+            if let (Some(pool), Some(entry)) = (pool.upgrade(), entry.upgrade()) {
+                tokio::spawn(pool.move_to_own_lane(entry, route));
             }
         });
         let (send, recv) = Route::halves(leg, &self.config, Some(mover));
         Stream::new(SendHalf(SendKind::Lane(send)), RecvHalf(RecvKind::Lane(recv)), tls)
-    }
-
-    /// Gives a bulk stream a lane of its own; it stays where it is if that fails.
-    async fn move_to_own_lane(self: &Arc<Self>, entry: &Arc<Entry>, route: &Arc<Route>) {
-        let Some(own) = self.attach(entry, route).await else { return route.settle() };
-        let answer = timeout(self.config.open_timeout, own.lane.answered(own.id)).await;
-        if !matches!(answer, Ok(Ok(()))) {
-            return route.settle();
-        }
-        if route.attach(own.clone(), |_| {}) {
-            self.metrics.stream_moved("outbound");
-        } else {
-            own.lane.with(|machine| machine.abandon(own.id, ResetCode::CANCELLED));
-            route.settle();
-        }
-    }
-
-    async fn attach(self: &Arc<Self>, entry: &Arc<Entry>, route: &Arc<Route>) -> Option<Leg> {
-        let base = &route.base;
-        let attach = |lane: &Arc<Lane>| {
-            let id = lane.attach(base.lane.token, base.id).ok()?;
-            Some(Leg { lane: Arc::clone(lane), id })
-        };
-        {
-            let mut lanes = entry.lock();
-            if let Some(leg) = lanes.exclusive.iter().find_map(attach) {
-                return Some(leg);
-            }
-            if lanes.exclusive.len() + lanes.coming >= self.config.max_exclusive_lanes {
-                return None;
-            }
-            lanes.coming += 1;
-        }
-        let dialled = self.dial(entry, EXCLUSIVE).await;
-        entry.lock().coming -= 1;
-        let lane = dialled.inspect_err(|error| tracing::debug!(%error, "no exclusive lane")).ok()?;
-        // The stream may have ended meanwhile, or another one may have been quicker.
-        if route.is_movable() { attach(&lane) } else { None }
     }
 
     fn remove_if_unused(&self, entry: &Arc<Entry>) {
@@ -332,9 +312,10 @@ impl Entry {
                 transport: LANES,
                 kind,
                 streams,
-                age: lane.opened.elapsed(),
+                age: lane.facts.lifetime.opened.elapsed(),
+                expires: lane.facts.lifetime.not_after,
                 is_draining: !takes_streams,
-                tls: lane.session.clone(),
+                tls: lane.facts.session.clone(),
             }
         };
         shared.chain(exclusive).map(status).collect()

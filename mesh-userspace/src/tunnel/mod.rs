@@ -14,6 +14,7 @@ mod error;
 pub mod header;
 mod lane;
 pub mod lanes;
+mod lifetime;
 pub mod machine;
 mod peer;
 pub mod quic;

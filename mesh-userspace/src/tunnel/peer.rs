@@ -9,6 +9,7 @@ use crate::telemetry::tunnel::TunnelMetrics;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 /// The two ends of a connection between nodes; the key of its pool. It dies with the destination workload's uid.
@@ -44,6 +45,8 @@ pub struct LaneStatus {
     /// Streams it carries now.
     pub streams: usize,
     pub age: Duration,
+    /// The first of the certificates of its handshake ends.
+    pub expires: OffsetDateTime,
     /// Takes no new streams.
     pub is_draining: bool,
     pub tls: TlsSession,
@@ -63,6 +66,9 @@ pub trait Transport {
 pub struct Tunnel {
     lanes: Lanes,
     quic: Quic,
+    identities: Identities,
+    /// How long a stream waits for its source's certificate.
+    patience: Duration,
 }
 
 impl Tunnel {
@@ -70,15 +76,19 @@ impl Tunnel {
     #[must_use]
     pub fn new(config: Config, identities: Identities, metrics: Arc<TunnelMetrics>) -> Self {
         let config = Arc::new(config);
+        let patience = config.connect_timeout;
         let lanes = Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics));
-        Self { lanes, quic: Quic::new(config, identities, metrics) }
+        Self { lanes, quic: Quic::new(config, identities.clone(), metrics), identities, patience }
     }
 
-    /// Opens one application connection. `Auto` means lanes.
+    /// Opens one application connection. `Auto` means lanes. A source that has just arrived is given time to get its
+    /// certificate.
     ///
     /// # Errors
     /// As [`Transport::open`].
     pub async fn open(&self, choice: TransportChoice, peer: &Peer, header: StreamHeader) -> Result<Stream, OpenError> {
+        // Without one, the transport says so.
+        let _has_certificate = self.identities.wait_for(&peer.source, self.patience).await;
         match choice {
             TransportChoice::Auto | TransportChoice::Lanes => self.lanes.open(peer, header).await,
             TransportChoice::Quic => self.quic.open(peer, header).await,
@@ -89,6 +99,12 @@ impl Tunnel {
     pub fn forget(&self, workload: &WorkloadUid) {
         self.lanes.forget(workload);
         self.quic.forget(workload);
+    }
+
+    /// Closes every connection that presents the identity at once, with the streams on it: it is no longer this node's.
+    pub fn forget_source(&self, source: &SpiffeId) {
+        self.lanes.forget_source(source);
+        self.quic.forget_source(source);
     }
 
     /// The pooled connections of this moment.

@@ -1,6 +1,7 @@
 //! The receiving end of all transports: takes connections of other nodes and hands out the streams they open.
 
 use super::lane::{Closing, LANES, Lane, Offer, SHARED, accept};
+use super::lanes::{BULK, RENEWAL};
 use super::machine::Side;
 use super::quic::{QuicOffer, serve};
 use super::route::{Leg, Route};
@@ -17,7 +18,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -48,6 +49,8 @@ pub(super) struct Shared {
     /// No new connections or streams.
     pub(super) draining: CancellationToken,
     pub(super) closing: CancellationToken,
+    /// Bumped when identities were removed: see [`Server::rechecks`].
+    pub(super) rechecks: watch::Sender<()>,
     /// One task per connection.
     pub(super) tasks: TaskTracker,
     lanes: Mutex<HashMap<LaneToken, Known>>,
@@ -100,6 +103,7 @@ impl Server {
             handshakes: Arc::new(Semaphore::new(config.max_pending_handshakes)),
             draining: closing.child_token(),
             closing: closing.clone(),
+            rechecks: watch::Sender::new(()),
             tasks: TaskTracker::new(),
             lanes: Mutex::default(),
             config,
@@ -119,6 +123,13 @@ impl Server {
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// To be told when an identity was removed from this node: connections to it are closed at once, with their
+    /// streams.
+    #[must_use]
+    pub fn rechecks(&self) -> watch::Sender<()> {
+        self.shared.rechecks.clone()
     }
 
     /// The next stream; `None` never comes while the server lives.
@@ -253,6 +264,16 @@ fn bind_udp(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
+/// Ready once this node has no certificate of `destination` any more.
+pub(super) async fn identity_removed(shared: &Shared, destination: &SpiffeId) {
+    let mut rechecks = shared.rechecks.subscribe();
+    while shared.identities.has(destination) {
+        if rechecks.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 async fn accept_lanes(shared: Arc<Shared>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
@@ -307,7 +328,7 @@ async fn serve_lane(
     };
     let (lane, socket) = established.into_lane(Side::Server, SHARED, &shared.config, Arc::clone(&shared.metrics));
     let known = Known { lane: Arc::downgrade(&lane), source: source.clone(), destination: destination.clone() };
-    shared.lock().insert(lane.token, known);
+    shared.lock().insert(lane.facts.token, known);
     if shared.draining.is_cancelled() {
         lane.go_away();
     }
@@ -321,7 +342,7 @@ async fn serve_lane(
                     destination: destination.clone(),
                     transport: LANES,
                     node,
-                    tls: lane.session.clone(),
+                    tls: lane.facts.session.clone(),
                     offer: Some(Answerable::Lane(leg, Arc::clone(shared))),
                     metrics: Arc::clone(&shared.metrics),
                 }),
@@ -332,28 +353,47 @@ async fn serve_lane(
                 }
             }
         }
-        Offer::Attach { id, token, origin } => {
-            let own = Leg { lane: Arc::clone(lane), id };
-            if attach(shared, own, token, origin, (&source, &destination)) {
-                lane.set_exclusive();
-                shared.metrics.stream_moved("inbound");
+        Offer::Attach { id, token, origin, is_alone } => {
+            let next = Leg { lane: Arc::clone(lane), id };
+            if attach(shared, next, is_alone, (token, origin), (&source, &destination)) {
+                if is_alone {
+                    lane.set_exclusive();
+                }
+                shared.metrics.stream_moved("inbound", if is_alone { BULK } else { RENEWAL });
             } else {
                 lane.refuse(id, Refusal::NotFound);
             }
         }
     };
-    tokio::select! {
-        () = shared.closing.cancelled() => lane.close(Closing::Local),
-        () = lane.drive(socket, &shared.config, on_offer) => {}
+    let socket = tokio::select! {
+        () = shared.closing.cancelled() => {
+            lane.close(Closing::Local);
+            None
+        }
+        () = identity_removed(shared, &destination) => {
+            lane.close(Closing::Local);
+            None
+        }
+        socket = lane.drive(socket, &shared.config, on_offer) => Some(socket),
+    };
+    shared.lock().remove(&lane.facts.token);
+    if let Some(socket) = socket {
+        lane.linger(socket, &shared.config).await;
     }
-    shared.lock().remove(&lane.token);
 }
 
-/// Continues a stream of another lane of the same two identities on `own`.
-fn attach(shared: &Shared, own: Leg, token: LaneToken, origin: u32, identities: (&SpiffeId, &SpiffeId)) -> bool {
+/// Continues a stream of another lane of the same two identities on `next`.
+fn attach(
+    shared: &Shared,
+    next: Leg,
+    is_alone: bool,
+    (token, origin): (LaneToken, u32),
+    identities: (&SpiffeId, &SpiffeId),
+) -> bool {
     let base = shared.lock().get(&token).and_then(|known| {
         let is_same = (&known.source, &known.destination) == identities;
         if is_same { known.lane.upgrade() } else { None }
     });
-    base.and_then(|base| base.route(origin)).is_some_and(|route| route.attach(own, |leg| leg.lane.accept(leg.id)))
+    base.and_then(|base| Some((base.route(origin)?, base)))
+        .is_some_and(|(route, base)| route.attach_from((&base, origin), next, is_alone, |leg| leg.lane.accept(leg.id)))
 }

@@ -164,8 +164,19 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         move_into(&self.home);
         // A child that has just ended may still be counted.
-        wait_until("the cgroup to be empty", || fs::remove_dir(&self.path).is_ok());
+        wait_until("the cgroup to be empty", || remove_groups(&self.path).is_ok());
     }
+}
+
+/// Removes a cgroup and those within it.
+fn remove_groups(path: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_groups(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
 }
 
 fn move_into(cgroup: &Path) {
@@ -222,7 +233,7 @@ impl Bed {
         let config = Config {
             bpffs: directory.path().join("bpf"),
             pin: name,
-            cgroup: cgroup.path.clone(),
+            cgroups: vec![cgroup.path.clone()],
             heartbeat_timeout: Duration::from_secs(600),
             outbound_port: OUTBOUND,
             mark: MARK,
@@ -236,6 +247,19 @@ impl Bed {
         }
         let leftovers = Leftovers(config.clone());
         Self { pod, neighbour, config, _leftovers: leftovers, _cgroup: cgroup, _directory: directory, _turn: turn }
+    }
+
+    /// A cgroup within the bed's, which goes with the bed.
+    pub(crate) fn subgroup(&self, name: &str) -> PathBuf {
+        let path = self.config.cgroups[0].join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Moves this process into a cgroup of the bed.
+    pub(crate) fn stand_in(&self, cgroup: &Path) {
+        assert!(cgroup.starts_with(&self.config.cgroups[0]), "{} is not the bed's", cgroup.display());
+        move_into(cgroup);
     }
 
     /// The datapath, beating, with the pod armed and guarded.

@@ -4,4 +4,5 @@
 mod bed;
 mod capture;
 mod guard;
+mod host;
 mod lifecycle;

@@ -1,27 +1,40 @@
-//! The four kinds of documents: which fields they have, and what those may say.
+//! The kinds of documents: which fields they have, and what those may say.
 
+mod mesh;
+mod namespace;
+mod policy;
+mod policy_source;
 mod service;
+mod strictest;
 mod workload;
 
+pub(super) use mesh::mesh;
+pub(super) use namespace::namespace;
+pub(super) use policy::policy;
 pub(super) use service::service;
+pub(super) use strictest::{strictest_namespace, strictest_policy};
 pub(super) use workload::workload;
 
-use super::Code;
 use super::diagnostic::{Findings, Position};
-use super::document::{Spec, title};
-use super::fields::{self, Fields, MODES, Use};
-use crate::model::{
-    DefaultAction, DeniedError, Mesh, Mode, Node, NodeName, ObjectKey, ObjectName, TransportChoice, TrustDomain,
-};
+use super::document::{Defaults, Spec};
+use super::fields::{self, DEFAULT_ACTIONS, Fields, MODES, Use};
+use super::key::Key;
+use super::{Code, yaml};
+use crate::model::{Node, NodeName, ObjectKey, ObjectName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Reads an object's fields other than apiVersion and kind. Gives the key as soon as it is known, so that a broken
 /// object can still be told apart from others.
-pub(super) type Read = fn(Fields, &mut Option<(ObjectKey, Position)>, &mut Findings) -> Option<Spec>;
+pub(super) type Read = fn(Fields, &mut Option<(Key, Position)>, &mut Findings) -> Option<Spec>;
 
-/// Label that states a workload's mode.
+/// What a broken object may have meant at its strictest, as far as it can be read.
+pub(super) type StandIn = fn(&yaml::Node, &mut Findings) -> Option<(Key, Spec)>;
+
+/// Labels that state the mode of a workload, or of a namespace's workloads.
 const MODE_LABEL: &str = "nodemesh.io/mode";
+/// The same for what happens to connections that no policy decides.
+const DEFAULT_ACTION_LABEL: &str = "nodemesh.io/default-action";
 
 /// Fields of Kubernetes' ObjectMeta that the mesh does not read.
 const IGNORED_METADATA: &[&str] = &[
@@ -45,7 +58,8 @@ struct Metadata {
     namespace: String,
     uid: Option<(String, Position)>,
     labels: BTreeMap<String, String>,
-    mode: Option<Mode>,
+    /// By our labels.
+    defaults: Defaults,
 }
 
 fn metadata(top: &mut Fields, findings: &mut Findings) -> Option<Metadata> {
@@ -63,13 +77,15 @@ fn metadata(top: &mut Fields, findings: &mut Findings) -> Option<Metadata> {
         }
         Some((text.to_owned(), uid.value.at))
     });
-    let (mut labels, mut mode) = (BTreeMap::new(), None);
+    let (mut labels, mut defaults) = (BTreeMap::new(), Defaults::default());
     let written = fields.get("labels").and_then(|entry| fields::mapping(&entry.value, "metadata.labels", findings));
     for label in written.unwrap_or_default() {
         let path = format!("metadata.labels[{}]", label.key);
         let Some(value) = fields::text(&label.value, &path, findings) else { continue };
-        if label.key == MODE_LABEL {
-            mode = fields::choice(&label.value, &path, MODES, findings);
+        match label.key.as_str() {
+            MODE_LABEL => defaults.mode = fields::choice(&label.value, &path, MODES, findings),
+            DEFAULT_ACTION_LABEL => defaults.action = fields::choice(&label.value, &path, DEFAULT_ACTIONS, findings),
+            _ => {}
         }
         labels.insert(label.key.clone(), value.to_owned());
     }
@@ -77,7 +93,7 @@ fn metadata(top: &mut Fields, findings: &mut Findings) -> Option<Metadata> {
     fields.finish(findings);
     let (name, name_at) = name?;
     let namespace = namespace.map_or(Some("default"), |written| written)?.to_owned();
-    Some(Metadata { name: name.to_owned(), name_at, namespace, uid, labels, mode })
+    Some(Metadata { name: name.to_owned(), name_at, namespace, uid, labels, defaults })
 }
 
 impl Metadata {
@@ -92,8 +108,9 @@ impl Metadata {
     }
 
     /// Makes the object known by its key: to findings from here on, and to whoever keeps its last good version.
-    fn identify(&self, key: ObjectKey, known: &mut Option<(ObjectKey, Position)>, findings: &mut Findings) {
-        findings.object = Some(title(&key));
+    fn identify(&self, key: impl Into<Key>, known: &mut Option<(Key, Position)>, findings: &mut Findings) {
+        let key = key.into();
+        findings.object = Some(key.to_string());
         *known = Some((key, self.name_at));
     }
 }
@@ -104,49 +121,7 @@ fn section<'n>(top: &mut Fields<'n>, name: &'static str, findings: &mut Findings
     Fields::of(&entry.value, name, findings)
 }
 
-pub(super) fn mesh(mut top: Fields, key: &mut Option<(ObjectKey, Position)>, findings: &mut Findings) -> Option<Spec> {
-    let metadata = metadata(&mut top, findings);
-    if let Some(metadata) = &metadata {
-        metadata.identify(ObjectKey::Mesh, key, findings);
-        metadata.object_name(findings);
-    }
-    let spec = section(&mut top, "spec", findings);
-    top.finish(findings);
-    let mut spec = spec?;
-    let trust_domain = spec.require("trustDomain", findings).and_then(|entry| {
-        let text = fields::text(&entry.value, "spec.trustDomain", findings)?;
-        match TrustDomain::parse(text) {
-            Ok(domain) => Some(domain),
-            Err(_) => {
-                let message = "`spec.trustDomain` has 1 to 255 lower-case letters, digits, '-', '_' or '.'".to_owned();
-                findings.report(Code::InvalidName, entry.value.at, message, None);
-                None
-            }
-        }
-    });
-    let mode = spec.get("mode").map(|entry| fields::choice(&entry.value, "spec.mode", MODES, findings));
-    let transports =
-        [("auto", TransportChoice::Auto), ("lanes", TransportChoice::Lanes), ("quic", TransportChoice::Quic)];
-    let transport =
-        spec.get("transport").map(|entry| fields::choice(&entry.value, "spec.transport", &transports, findings));
-    let mut exclude = Vec::new();
-    let ranges = spec.get("excludeCIDRs").and_then(|entry| fields::list(&entry.value, "spec.excludeCIDRs", findings));
-    for (index, range) in ranges.unwrap_or_default().iter().enumerate() {
-        exclude.extend(fields::range(range, &format!("spec.excludeCIDRs[{index}]"), findings));
-    }
-    spec.finish(findings);
-    metadata?;
-    Some(Spec::Mesh(Arc::new(Mesh {
-        trust_domain: trust_domain?,
-        mode: mode.unwrap_or(Some(Mode::Permissive))?,
-        transport: transport.unwrap_or(Some(TransportChoice::Auto))?,
-        exclude,
-        default_action: DefaultAction::default(),
-        denied_error: DeniedError::default(),
-    })))
-}
-
-pub(super) fn node(mut top: Fields, key: &mut Option<(ObjectKey, Position)>, findings: &mut Findings) -> Option<Spec> {
+pub(super) fn node(mut top: Fields, key: &mut Option<(Key, Position)>, findings: &mut Findings) -> Option<Spec> {
     let metadata = metadata(&mut top, findings);
     let name = metadata.as_ref().and_then(|metadata| match NodeName::parse(&metadata.name) {
         Ok(name) => {

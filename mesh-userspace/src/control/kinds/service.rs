@@ -3,6 +3,7 @@
 use super::super::diagnostic::{Findings, Position};
 use super::super::document::Spec;
 use super::super::fields::{self, Fields, Use};
+use super::super::key::Key;
 use super::super::{Code, yaml};
 use super::{metadata, port_name, section};
 use crate::model::{ObjectKey, Protocol, Service, ServicePort, TargetPort};
@@ -32,7 +33,7 @@ const IGNORED_SERVICE: &[&str] = &[
 
 pub(in crate::control) fn service(
     mut top: Fields,
-    key: &mut Option<(ObjectKey, Position)>,
+    key: &mut Option<(Key, Position)>,
     findings: &mut Findings,
 ) -> Option<Spec> {
     let metadata = metadata(&mut top, findings);

@@ -1,5 +1,6 @@
 //! Encodes the store at a scrape.
 
+use super::super::bounded::BoundedFamily;
 use super::store::{Labels, LiteKey, Series, Store};
 use super::{EdgeKey, Failure, Reporter};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, MetricEncoder, NoLabelSet};
@@ -12,11 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Debug)]
 pub(super) struct Collector {
     store: Arc<Store>,
+    /// Bounded families that are encoded elsewhere.
+    others: Arc<[Arc<dyn BoundedFamily>]>,
 }
 
 impl Collector {
-    pub(super) fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    pub(super) fn new(store: Arc<Store>, others: Arc<[Arc<dyn BoundedFamily>]>) -> Self {
+        Self { store, others }
     }
 
     fn encode_counters(encoder: &mut DescriptorEncoder<'_>, edges: &[Arc<Series>]) -> fmt::Result {
@@ -81,15 +84,16 @@ impl Collector {
 
     fn encode_sizes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sizes = self.store.sizes();
-        let families = [
+        let mut families = vec![
             ("tcp_connections", sizes.edges as u64, sizes.edges_dropped),
             ("tcp_connections_failed", sizes.failures as u64, sizes.failures_dropped),
             ("tcp_connection_duration_seconds", sizes.durations as u64, sizes.durations_dropped),
         ];
-        let help = "Series that a family with one series for each edge holds now.";
+        families.extend(self.others.iter().map(|other| (other.name(), other.series(), other.dropped())));
+        let help = "Series that a family whose label sets are bounded holds now.";
         let mut series = encoder.encode_descriptor("metrics_series", help, None, MetricType::Gauge)?;
-        for (name, used, _) in families {
-            series.encode_family(&[("family", name)])?.encode_gauge(&used)?;
+        for (name, used, _) in &families {
+            series.encode_family(&[("family", *name)])?.encode_gauge(used)?;
         }
         let help = "Times that a family was at its cap, so that the overflow series counted instead.";
         let mut dropped = encoder.encode_descriptor("metrics_series_dropped", help, None, MetricType::Counter)?;

@@ -8,6 +8,7 @@
 mod collect;
 mod store;
 
+use super::bounded::BoundedFamily;
 use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -177,6 +178,8 @@ pub struct Totals {
 #[derive(Clone, Debug)]
 pub struct ConnectionMetrics {
     store: Arc<Store>,
+    idle: Duration,
+    others: Arc<[Arc<dyn BoundedFamily>]>,
 }
 
 impl ConnectionMetrics {
@@ -185,9 +188,15 @@ impl ConnectionMetrics {
     }
 
     pub fn with_limits(registry: &mut Registry, limits: Limits) -> Self {
+        Self::register_with(registry, limits, Vec::new())
+    }
+
+    /// With other bounded families, whose sizes are told, and whose idle series expire, together with those here.
+    pub(super) fn register_with(registry: &mut Registry, limits: Limits, others: Vec<Arc<dyn BoundedFamily>>) -> Self {
         let store = Arc::new(Store::new(limits));
-        registry.register_collector(Box::new(collect::Collector::new(store.clone())));
-        Self { store }
+        let others: Arc<[_]> = others.into();
+        registry.register_collector(Box::new(collect::Collector::new(store.clone(), others.clone())));
+        Self { store, idle: limits.idle, others }
     }
 
     /// The edge's counters. The handle may be kept for as long as one likes; it does not keep the series alive.
@@ -201,6 +210,9 @@ impl ConnectionMetrics {
     /// Drops series that have been idle for [`Limits::idle`] at `now`; to be called every minute or so. Returns how
     /// many edges went.
     pub fn expire(&self, now: Instant) -> usize {
+        for family in self.others.iter() {
+            family.expire(now, self.idle);
+        }
         self.store.expire(now)
     }
 

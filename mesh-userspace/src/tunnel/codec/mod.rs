@@ -59,6 +59,7 @@ enum Kind {
     Attach = 10,
     Ping = 11,
     GoAway = 12,
+    Join = 13,
 }
 
 impl Kind {
@@ -76,6 +77,7 @@ impl Kind {
             10 => Self::Attach,
             11 => Self::Ping,
             12 => Self::GoAway,
+            13 => Self::Join,
             unknown => return Err(CodecError::UnknownType(unknown)),
         })
     }
@@ -88,7 +90,7 @@ impl Kind {
             Self::Data => length > 0,
             Self::Credit | Self::Reset | Self::Stop => length == 4,
             Self::Move => length == 8,
-            Self::Attach => length == LANE_TOKEN + 4,
+            Self::Attach | Self::Join => length == LANE_TOKEN + 4,
         }
     }
 
@@ -141,8 +143,14 @@ pub enum Frame<'a> {
         stream: u32,
         offset: u64,
     },
-    /// Opens a stream that continues stream `origin` of the lane `token`.
+    /// Opens a stream that continues stream `origin` of the lane `token`, alone and without credit.
     Attach {
+        stream: u32,
+        token: LaneToken,
+        origin: u32,
+    },
+    /// Opens a stream that continues stream `origin` of the lane `token`, among others and without any credit at first.
+    Join {
         stream: u32,
         token: LaneToken,
         origin: u32,
@@ -166,16 +174,19 @@ impl Frame<'_> {
             Self::Reset { stream, code } => put(out, Kind::Reset, *stream, &code.0.to_be_bytes()),
             Self::Stop { stream, code } => put(out, Kind::Stop, *stream, &code.0.to_be_bytes()),
             Self::Move { stream, offset } => put(out, Kind::Move, *stream, &offset.to_be_bytes()),
-            Self::Attach { stream, token, origin } => {
-                let mut payload = [0; LANE_TOKEN + 4];
-                payload[..LANE_TOKEN].copy_from_slice(token);
-                payload[LANE_TOKEN..].copy_from_slice(&origin.to_be_bytes());
-                put(out, Kind::Attach, *stream, &payload);
-            }
+            Self::Attach { stream, token, origin } => put(out, Kind::Attach, *stream, &origin_payload(token, *origin)),
+            Self::Join { stream, token, origin } => put(out, Kind::Join, *stream, &origin_payload(token, *origin)),
             Self::Ping => put(out, Kind::Ping, 0, &[]),
             Self::GoAway => put(out, Kind::GoAway, 0, &[]),
         }
     }
+}
+
+fn origin_payload(token: &LaneToken, origin: u32) -> [u8; LANE_TOKEN + 4] {
+    let mut payload = [0; LANE_TOKEN + 4];
+    payload[..LANE_TOKEN].copy_from_slice(token);
+    payload[LANE_TOKEN..].copy_from_slice(&origin.to_be_bytes());
+    payload
 }
 
 /// Appends the head of a DATA frame whose payload follows by other means.
@@ -315,10 +326,15 @@ fn control(kind: Kind, stream: u32, payload: &[u8]) -> Frame<'static> {
         Kind::Reset => Frame::Reset { stream, code: ResetCode(word(0)) },
         Kind::Stop => Frame::Stop { stream, code: ResetCode(word(0)) },
         Kind::Move => Frame::Move { stream, offset: u64::from(word(0)) << 32 | u64::from(word(4)) },
-        Kind::Attach => {
+        Kind::Attach | Kind::Join => {
             let mut token = [0; LANE_TOKEN];
             token.copy_from_slice(&payload[..LANE_TOKEN]);
-            Frame::Attach { stream, token, origin: word(LANE_TOKEN) }
+            let origin = word(LANE_TOKEN);
+            if kind == Kind::Attach {
+                Frame::Attach { stream, token, origin }
+            } else {
+                Frame::Join { stream, token, origin }
+            }
         }
         Kind::Ping => Frame::Ping,
         Kind::GoAway => Frame::GoAway,

@@ -33,6 +33,7 @@ fn own(frame: Frame<'_>) -> Frame<'static> {
         Frame::Stop { stream, code } => Frame::Stop { stream, code },
         Frame::Move { stream, offset } => Frame::Move { stream, offset },
         Frame::Attach { stream, token, origin } => Frame::Attach { stream, token, origin },
+        Frame::Join { stream, token, origin } => Frame::Join { stream, token, origin },
         Frame::Ping => Frame::Ping,
         Frame::GoAway => Frame::GoAway,
     }
@@ -52,10 +53,8 @@ fn frame() -> impl Strategy<Value = Frame<'static>> {
         (stream.clone(), any::<u32>()).prop_map(|(stream, code)| Frame::Reset { stream, code: ResetCode(code) }),
         (stream.clone(), any::<u32>()).prop_map(|(stream, code)| Frame::Stop { stream, code: ResetCode(code) }),
         (stream.clone(), any::<u64>()).prop_map(|(stream, offset)| Frame::Move { stream, offset }),
-        (stream, any::<LaneToken>(), any::<u32>()).prop_map(|(stream, token, origin)| Frame::Attach {
-            stream,
-            token,
-            origin
+        (stream, any::<LaneToken>(), any::<u32>(), any::<bool>()).prop_map(|(stream, token, origin, is_alone)| {
+            if is_alone { Frame::Attach { stream, token, origin } } else { Frame::Join { stream, token, origin } }
         }),
         Just(Frame::Ping),
         Just(Frame::GoAway),

@@ -9,10 +9,13 @@ use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use tokio::io::{AsyncRead as _, ReadBuf};
+use std::time::Duration;
+use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+/// A lane with certificates that end within moments is not looked at more often than this.
+const SHORTEST_TICK: Duration = Duration::from_millis(5);
 /// Ciphertext read at once.
 const READ: usize = 128 * 1024;
 
@@ -24,8 +27,17 @@ thread_local! {
 /// A stream that the peer opens.
 #[derive(Debug)]
 pub(in crate::tunnel) enum Offer {
-    Open { id: u32, header: Bytes },
-    Attach { id: u32, token: LaneToken, origin: u32 },
+    Open {
+        id: u32,
+        header: Bytes,
+    },
+    /// Continues another lane's stream, alone or among others.
+    Attach {
+        id: u32,
+        token: LaneToken,
+        origin: u32,
+        is_alone: bool,
+    },
 }
 
 /// How far writing came.
@@ -56,15 +68,17 @@ struct Driver<'a, F> {
 }
 
 impl Lane {
-    /// Carries the lane until it is closed. `on_offer` gets the streams that the peer opens.
+    /// Carries the lane until it is closed. `on_offer` gets the streams that the peer opens. What is returned is to be
+    /// given to [`Lane::linger`].
     pub(in crate::tunnel) async fn drive(
         self: &Arc<Self>,
         socket: OwnedReadHalf,
         config: &Config,
         on_offer: impl Fn(&Arc<Self>, Offer),
-    ) {
+    ) -> OwnedReadHalf {
         let now = Instant::now();
-        let mut ticker = tokio::time::interval_at(now + config.tick(), config.tick());
+        let tick = config.tick().min(self.facts.lifetime.tick()).max(SHORTEST_TICK);
+        let mut ticker = tokio::time::interval_at(now + tick, tick);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut driver = Driver {
             lane: self,
@@ -84,6 +98,17 @@ impl Lane {
         let closing = std::future::poll_fn(|cx| driver.poll(cx)).await;
         self.close(closing);
         drop(guard);
+        driver.socket
+    }
+
+    /// Keeps the socket until the peer has read everything: a socket that is closed while the peer still speaks is
+    /// answered by the kernel with a reset, which destroys what is on its way.
+    pub(in crate::tunnel) async fn linger(&self, mut socket: OwnedReadHalf, config: &Config) {
+        if !matches!(self.lock().closed, Some(Closing::Drained | Closing::Idle)) {
+            return;
+        }
+        let mut rest = [0; 256];
+        while let Ok(Ok(1..)) = tokio::time::timeout(config.dead_after, socket.read(&mut rest)).await {}
     }
 }
 
@@ -171,7 +196,9 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
             let result = state.tls.feed(input, &mut state.machine);
             state.drain_events_into(&mut wakers, |event| match event {
                 Event::Offered { id, header } => offers.push(Offer::Open { id, header }),
-                Event::Attaching { id, token, origin } => offers.push(Offer::Attach { id, token, origin }),
+                Event::Attaching { id, token, origin, is_alone } => {
+                    offers.push(Offer::Attach { id, token, origin, is_alone });
+                }
                 _ => {}
             });
             result
@@ -232,9 +259,15 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
         {
             state.machine.ping();
         }
-        if !is_server && now.duration_since(self.started) >= config.max_age {
+        let lifetime = &self.lane.facts.lifetime;
+        let is_old = now.duration_since(self.started) >= config.max_age || now >= lifetime.renew;
+        if now >= lifetime.end || (!is_server && is_old) {
             state.machine.go_away();
         }
+        if now >= lifetime.end && state.machine.has_current() {
+            return Err(Closing::Expired);
+        }
+        let has_unsent = state.machine.has_transmit() || state.is_blocked;
         if !state.machine.wants_read() {
             // Nothing is expected from a peer that is not listened to.
             self.last_read = now;
@@ -255,9 +288,9 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
             Err(Closing::Slow)
         } else if now.duration_since(self.last_read) >= config.dead_after {
             Err(Closing::Silent)
-        } else if streams == 0 && state.machine.is_draining() && !state.machine.has_transmit() {
+        } else if streams == 0 && state.machine.is_draining() && !has_unsent {
             Err(Closing::Drained)
-        } else if now.duration_since(self.idle_since) >= idle_timeout {
+        } else if now.duration_since(self.idle_since) >= idle_timeout && !has_unsent {
             Err(Closing::Idle)
         } else {
             Ok(())

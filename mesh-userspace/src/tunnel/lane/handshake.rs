@@ -1,19 +1,23 @@
 //! From a TCP connection to a lane.
 
-use super::{Lane, Tls};
-use crate::identity::{Identities, IdentityError, PeerRefusal, peer_identity, server_name};
+use super::{Facts, Lane, Tls};
+use crate::identity::{Identities, IdentityError, PeerRefusal, expiry, peer_identity, server_name};
 use crate::model::SpiffeId;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::codec::{LANE_TOKEN, LaneToken};
+use crate::tunnel::lifetime::Lifetime;
 use crate::tunnel::machine::Side;
 use crate::tunnel::{Config, OpenError, Peer, TlsSession};
+use rustls::server::Acceptor;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 /// Written but unsent bytes that the kernel takes: what waits longer waits here, where small messages can overtake
 /// bulk.
@@ -26,6 +30,7 @@ pub(in crate::tunnel) struct Established {
     pub(super) tls: Tls,
     pub(super) token: LaneToken,
     pub(super) session: TlsSession,
+    pub(super) lifetime: Lifetime,
     socket: OwnedReadHalf,
 }
 
@@ -38,11 +43,19 @@ impl Established {
         config: &Config,
         metrics: Arc<TunnelMetrics>,
     ) -> (Arc<Lane>, OwnedReadHalf) {
-        let Self { tls, token, session, socket } = self;
-        (Arc::new(Lane::new(tls, token, session, side, kind, config, metrics)), socket)
+        let Self { tls, token, session, lifetime, socket } = self;
+        let facts = Facts { token, session, lifetime };
+        (Arc::new(Lane::new(tls, facts, side, kind, config, metrics)), socket)
     }
 
-    fn new(connection: rustls::Connection, socket: TcpStream) -> Result<Self, PeerRefusal> {
+    /// `own_end`: when this side's certificate ends.
+    fn new(
+        connection: rustls::Connection,
+        socket: TcpStream,
+        own_end: Option<OffsetDateTime>,
+    ) -> Result<Self, PeerRefusal> {
+        // Of a resumed session these are the certificates of its first handshake: what the peer has proven.
+        let lifetime = Lifetime::new([own_end, expiry(connection.peer_certificates().unwrap_or_default())]);
         let token = connection
             .export_keying_material([0; LANE_TOKEN], EXPORTER, None)
             .map_err(|error| PeerRefusal::from(&error))?;
@@ -54,12 +67,14 @@ impl Established {
             suite: connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default(),
         };
         let (socket, write) = socket.into_split();
-        Ok(Self { tls: Tls::new(connection, write), token, session, socket })
+        Ok(Self { tls: Tls::new(connection, write), token, session, lifetime, socket })
     }
 }
 
 /// Dials the peer and proves both identities. The caller bounds the time.
 pub(in crate::tunnel) async fn connect(identities: &Identities, peer: &Peer) -> Result<Established, OpenError> {
+    // Asked for before the handshake: a certificate that replaces it meanwhile ends later.
+    let own_end = identities.expiry_of(&peer.source);
     let config = client_config(identities, peer)?;
     let socket = TcpStream::connect(peer.address).await.map_err(OpenError::Dial)?;
     tune(&socket).map_err(OpenError::Dial)?;
@@ -68,7 +83,7 @@ pub(in crate::tunnel) async fn connect(identities: &Identities, peer: &Peer) -> 
         .await
         .map_err(|error| PeerRefusal::from_io(&error).map_or(OpenError::Dial(error), OpenError::Handshake))?;
     let (socket, connection) = stream.into_inner();
-    Established::new(connection.into(), socket).map_err(OpenError::Handshake)
+    Established::new(connection.into(), socket, own_end).map_err(OpenError::Handshake)
 }
 
 /// The client's TLS configuration for a peer.
@@ -95,8 +110,7 @@ pub(in crate::tunnel) async fn accept(
     limit: Duration,
 ) -> Result<Accepted, Failure> {
     tune(&socket).map_err(|_| "io")?;
-    let handshake = TlsAcceptor::from(identities.server_config()).accept(socket);
-    let stream = match tokio::time::timeout(limit, handshake).await {
+    let stream = match tokio::time::timeout(limit, answer(identities, socket, limit)).await {
         Err(_) => return Err("timeout"),
         Ok(Err(error)) => {
             return Err(PeerRefusal::from_io(&error).map_or_else(|| io_reason(&error), PeerRefusal::reason));
@@ -109,8 +123,20 @@ pub(in crate::tunnel) async fn accept(
         .server_name()
         .and_then(|name| identities.identity_named(name))
         .ok_or(PeerRefusal::IdentityMismatch.reason())?;
-    let established = Established::new(connection.into(), socket).map_err(PeerRefusal::reason)?;
+    let own_end = identities.expiry_of(&destination);
+    let established = Established::new(connection.into(), socket, own_end).map_err(PeerRefusal::reason)?;
     Ok((established, source, destination))
+}
+
+/// Answers with the certificate of the asked name, also if it is only about to come: the caller may know of a workload
+/// before this node's authority has answered.
+async fn answer(identities: &Identities, socket: TcpStream, limit: Duration) -> io::Result<TlsStream<TcpStream>> {
+    let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+    if let Some(name) = start.client_hello().server_name().map(str::to_owned) {
+        // Without one, the handshake says so.
+        let _has_certificate = identities.wait_for_name(&name, limit).await;
+    }
+    start.into_stream(identities.server_config()).await
 }
 
 fn io_reason(error: &io::Error) -> &'static str {

@@ -14,6 +14,7 @@ pub(super) use drive::Offer;
 pub(super) use handshake::{accept, client_config, connect};
 
 use super::codec::LaneToken;
+use super::lifetime::Lifetime;
 use super::machine::{Event, Machine, Side};
 use super::route::Route;
 use super::{Config, OpenError, TlsSession};
@@ -48,6 +49,8 @@ pub(super) enum Closing {
     Idle,
     /// Drained: the last stream ended.
     Drained,
+    /// A certificate of the handshake has ended, and there were streams that had not moved elsewhere.
+    Expired,
     /// Closed by this node.
     Local,
 }
@@ -63,6 +66,7 @@ impl Closing {
             Self::Silent => "silent",
             Self::Idle => "idle",
             Self::Drained => "drained",
+            Self::Expired => EXPIRED,
             Self::Local => "local",
         }
     }
@@ -103,11 +107,16 @@ struct State {
     gauge: Option<LaneGauge>,
 }
 
-/// See the module.
-pub(super) struct Lane {
+/// What the handshake settled.
+pub(super) struct Facts {
     pub(super) token: LaneToken,
     pub(super) session: TlsSession,
-    pub(super) opened: Instant,
+    pub(super) lifetime: Lifetime,
+}
+
+/// See the module.
+pub(super) struct Lane {
+    pub(super) facts: Facts,
     side: Side,
     metrics: Arc<TunnelMetrics>,
     bytes: TunnelBytes,
@@ -116,21 +125,22 @@ pub(super) struct Lane {
 
 impl fmt::Debug for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane").field("side", &self.side).field("session", &self.session).finish_non_exhaustive()
+        f.debug_struct("Lane").field("side", &self.side).field("session", &self.facts.session).finish_non_exhaustive()
     }
 }
 
 /// What a lane carries, in words of the metrics.
 pub(super) const SHARED: &str = "shared";
 pub(super) const EXCLUSIVE: &str = "exclusive";
+/// Why a connection ended whose certificates did, in words of the metrics.
+pub(super) const EXPIRED: &str = "expired";
 /// The transport's name in metrics.
 pub(super) const LANES: &str = "lanes";
 
 impl Lane {
     fn new(
         tls: Tls,
-        token: LaneToken,
-        session: TlsSession,
+        facts: Facts,
         side: Side,
         kind: &'static str,
         config: &Config,
@@ -149,15 +159,7 @@ impl Lane {
             last_write: Instant::now(),
             gauge: Some(metrics.lane_opened(LANES, kind, direction)),
         };
-        Self {
-            token,
-            session,
-            opened: Instant::now(),
-            side,
-            bytes: metrics.bytes(LANES, direction),
-            metrics,
-            state: Mutex::new(state),
-        }
+        Self { facts, side, bytes: metrics.bytes(LANES, direction), metrics, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -209,6 +211,20 @@ impl Lane {
     pub(super) fn load(&self) -> (usize, bool) {
         let state = self.lock();
         (state.machine.streams(), state.closed.is_none() && !state.machine.is_draining())
+    }
+
+    /// Whether it was closed because a certificate of its handshake had ended.
+    pub(super) fn is_expired(&self) -> bool {
+        self.lock().closed == Some(Closing::Expired)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
+    }
+
+    /// The streams that have halves here.
+    pub(super) fn routes(&self) -> Vec<Arc<Route>> {
+        self.lock().slots.values().filter_map(|slot| slot.route.upgrade()).collect()
     }
 
     pub(super) fn set_exclusive(&self) {

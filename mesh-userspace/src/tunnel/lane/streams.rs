@@ -25,6 +25,11 @@ impl Lane {
         self.begin(|machine| if machine.streams() > 0 { Err(Unavailable::Full) } else { machine.attach(token, origin) })
     }
 
+    /// Sends JOIN.
+    pub(in crate::tunnel) fn join(&self, token: LaneToken, origin: u32) -> Result<u32, Unavailable> {
+        self.begin(|machine| machine.join(token, origin))
+    }
+
     fn begin(&self, open: impl FnOnce(&mut Machine) -> Result<u32, Unavailable>) -> Result<u32, Unavailable> {
         let mut state = self.lock();
         if state.closed.is_some() {
@@ -36,7 +41,7 @@ impl Lane {
         Ok(id)
     }
 
-    /// Waits for the answer to OPEN or ATTACH. The stream is given up if the caller goes away or gets an error.
+    /// Waits for the answer to OPEN, ATTACH or JOIN. The stream is given up if the caller goes away or gets an error.
     pub(in crate::tunnel) async fn answered(&self, id: u32) -> Result<(), OpenError> {
         let guard = Abandon { lane: self, id };
         std::future::poll_fn(|cx| self.poll_answered(cx, id)).await?;
@@ -155,6 +160,11 @@ impl Lane {
             waker.wake();
         }
         Poll::Ready(Ok(received))
+    }
+
+    /// See [`Machine::is_read_out`].
+    pub(in crate::tunnel) fn is_read_out(&self, id: u32) -> bool {
+        self.lock().machine.is_read_out(id)
     }
 
     /// Changes streams and writes what comes of it.

@@ -84,7 +84,13 @@ impl Machine {
             Frame::Attach { stream: id, token, origin } => {
                 if self.offer(id, None)? {
                     self.uncredited = Some(id);
-                    self.events.push_back(Event::Attaching { id, token, origin });
+                    self.events.push_back(Event::Attaching { id, token, origin, is_alone: true });
+                }
+                Ok(())
+            }
+            Frame::Join { stream: id, token, origin } => {
+                if self.offer(id, Some(0))? {
+                    self.events.push_back(Event::Attaching { id, token, origin, is_alone: false });
                 }
                 Ok(())
             }
@@ -192,9 +198,6 @@ impl Machine {
         }
         let Some(stream) = self.streams.get(&id) else { return Ok(()) };
         let received = stream.recv.received;
-        if stream.recv.window.is_none() {
-            return Err(MachineError::Order(id));
-        }
         if received != claimed {
             return Err(MachineError::MoveOffset { stream: id, claimed, received });
         }

@@ -6,8 +6,10 @@
 //! - On a *shared* lane the receiver grants credit per stream, so a reader asleep on one stops neither the others nor
 //!   the lane, and its sender is held back after [`Bounds::window`] + [`Bounds::send_buffer`] bytes.
 //! - Each direction ends on its own: FIN, or RESET by the sender, or STOP by the receiver (which a RESET answers).
-//! - A direction may *move*: MOVE says how many bytes came this way, the rest follows on a lane that ATTACH gave to this
-//!   stream alone. There the connection's own flow control replaces credit ([`Machine::wants_read`]).
+//! - A direction may *move*, any number of times: MOVE says how many bytes came this way, the rest follows on another
+//!   lane. ATTACH continues the stream on a lane of its own, where the connection's flow control replaces credit
+//!   ([`Machine::wants_read`]); JOIN continues it among others, without credit until its reader has come that far, so
+//!   that a stream never has more unread bytes than one window, however often it moves.
 
 mod input;
 mod output;
@@ -54,8 +56,8 @@ pub enum Side {
 pub enum Event {
     /// The peer opens a stream: answer with [`Machine::accept`] or [`Machine::refuse`].
     Offered { id: u32, header: Bytes },
-    /// The peer continues stream `origin` of lane `token` here: answer likewise.
-    Attaching { id: u32, token: LaneToken, origin: u32 },
+    /// The peer continues stream `origin` of lane `token` here, alone or among others: answer likewise.
+    Attaching { id: u32, token: LaneToken, origin: u32, is_alone: bool },
     /// [`Machine::answer`] has the peer's answer.
     Answered { id: u32 },
     /// [`Machine::recv`] has news.
@@ -159,7 +161,17 @@ impl Machine {
         Ok(stream)
     }
 
-    /// Opens the continuation of another lane's stream. Client only, on a lane without streams.
+    /// Opens the continuation of another lane's stream, among others. Client only.
+    ///
+    /// # Errors
+    /// If the lane takes no more streams.
+    pub fn join(&mut self, token: LaneToken, origin: u32) -> Result<u32, Unavailable> {
+        let stream = self.begin(Some(0))?;
+        self.control.push_back(Frame::Join { stream, token, origin });
+        Ok(stream)
+    }
+
+    /// Opens the continuation of another lane's stream, alone. Client only, on a lane without streams.
     ///
     /// # Errors
     /// If the lane takes no more streams.
@@ -187,7 +199,8 @@ impl Machine {
     }
 
     fn insert(&mut self, id: u32, phase: Phase, credit: Option<u64>) {
-        let stream = StreamState { phase, send: SendSide::new(credit), recv: RecvSide::new(credit) };
+        let (send, recv) = (SendSide::new(credit), RecvSide::new(credit));
+        let stream = StreamState { phase, is_superseded: false, send, recv };
         self.streams.insert(id, stream);
     }
 
@@ -254,6 +267,37 @@ impl Machine {
         }
         self.update_pause();
         Received::Bytes(bytes)
+    }
+
+    /// The reader has come as far as this lane: a stream that joined it may now be sent a window's worth.
+    pub fn admit(&mut self, id: u32) {
+        let window = self.bounds.window;
+        let Some(recv) = self.streams.get_mut(&id).map(|stream| &mut stream.recv) else { return };
+        // Nothing was granted before, so nothing can have come.
+        if recv.window == Some(0) && recv.received == 0 && !recv.is_over() && !recv.is_released {
+            recv.window = Some(u64::from(window));
+            self.control.push_back(Frame::Credit { stream: id, bytes: window });
+        }
+    }
+
+    /// Whether the peer has said on this lane all that it will, and all of it was read.
+    #[must_use]
+    pub fn is_read_out(&self, id: u32) -> bool {
+        let recv = self.streams.get(&id).map(|stream| &stream.recv);
+        recv.is_none_or(|recv| recv.state == Receiving::Moved && recv.buffered == 0)
+    }
+
+    /// Notes that the stream goes on elsewhere.
+    pub fn supersede(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.is_superseded = true;
+        }
+    }
+
+    /// Whether any stream has not gone on elsewhere.
+    #[must_use]
+    pub fn has_current(&self) -> bool {
+        self.streams.values().any(|stream| !stream.is_superseded)
     }
 
     /// The local side wants no more of this direction and will not touch it again. The peer is told so unless it had

@@ -168,6 +168,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct StreamState {
     pub(super) phase: Phase,
+    /// The stream goes on elsewhere: what is left here was said before.
+    pub(super) is_superseded: bool,
     pub(super) send: SendSide,
     pub(super) recv: RecvSide,
 }

@@ -2,22 +2,25 @@
 
 use super::halves::{QuicRecv, QuicSend, Use};
 use super::{CLOSED, OPENED, QUIC, transport};
-use crate::identity::{Identities, PeerRefusal, server_name};
-use crate::model::WorkloadUid;
+use crate::identity::{Identities, PeerRefusal, expiry, server_name};
+use crate::model::{SpiffeId, WorkloadUid};
 use crate::telemetry::tunnel::{LaneGauge, TunnelMetrics};
-use crate::tunnel::lane::{SHARED, client_config};
+use crate::tunnel::lane::{EXPIRED, SHARED, client_config};
 use crate::tunnel::lanes::copy;
+use crate::tunnel::lifetime::Lifetime;
 use crate::tunnel::stream::{RecvKind, SendKind};
 use crate::tunnel::{
     Config, LaneStatus, OpenError, Peer, RecvHalf, Refusal, SendHalf, Stream, StreamHeader, TlsSession, Transport,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use rustls_pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
 
@@ -42,24 +45,40 @@ struct Pool {
 #[derive(Debug)]
 struct Entry {
     peer: Peer,
-    pooled: Mutex<Option<Pooled>>,
+    connections: Mutex<Connections>,
     /// Held while dialling; keeps the last failure for those who waited.
     dialling: tokio::sync::Mutex<Option<OpenError>>,
     dials: AtomicU64,
     is_forgotten: AtomicBool,
 }
 
+#[derive(Debug, Default)]
+struct Connections {
+    /// Takes new streams while its certificates are fresh.
+    current: Option<Pooled>,
+    /// Those before it that still have streams.
+    retired: Vec<Pooled>,
+}
+
 #[derive(Clone, Debug)]
 struct Pooled {
     connection: Connection,
     usage: Use,
-    opened: Instant,
+    lifetime: Lifetime,
 }
 
 impl Pooled {
     /// Streams in use: each holds the counters twice, the pool and the connection's task once each.
     fn streams(&self) -> usize {
         Arc::strong_count(&self.usage).saturating_sub(2).div_ceil(2)
+    }
+
+    fn is_retired(&self) -> bool {
+        Instant::now() >= self.lifetime.renew
+    }
+
+    fn is(&self, connection: &Connection) -> bool {
+        self.connection.stable_id() == connection.stable_id()
     }
 }
 
@@ -93,8 +112,16 @@ impl Quic {
     }
 
     pub(in crate::tunnel) fn forget(&self, workload: &WorkloadUid) {
+        self.forget_where(|peer| peer.workload == *workload);
+    }
+
+    pub(in crate::tunnel) fn forget_source(&self, source: &SpiffeId) {
+        self.forget_where(|peer| peer.source == *source);
+    }
+
+    fn forget_where(&self, is_gone: impl Fn(&Peer) -> bool) {
         self.0.lock().retain(|peer, entry| {
-            let is_kept = peer.workload != *workload;
+            let is_kept = !is_gone(peer);
             if !is_kept {
                 entry.is_forgotten.store(true, Ordering::Release);
                 entry.close();
@@ -105,7 +132,11 @@ impl Quic {
 
     pub(in crate::tunnel) fn status(&self) -> Vec<LaneStatus> {
         let entries: Vec<_> = self.0.lock().values().cloned().collect();
-        let pooled = entries.iter().filter_map(|entry| Some((entry.peer.clone(), entry.lock().clone()?)));
+        let pooled = entries.iter().flat_map(|entry| {
+            let connections = entry.lock();
+            let all = connections.all().map(|pooled| (entry.peer.clone(), pooled.clone()));
+            all.collect::<Vec<_>>()
+        });
         pooled
             .map(|(peer, pooled)| LaneStatus {
                 peer,
@@ -113,8 +144,9 @@ impl Quic {
                 kind: SHARED,
                 // The clone at hand is one more holder.
                 streams: Arc::strong_count(&pooled.usage).saturating_sub(3).div_ceil(2),
-                age: pooled.opened.elapsed(),
-                is_draining: self.0.is_draining.load(Ordering::Acquire),
+                age: pooled.lifetime.opened.elapsed(),
+                expires: pooled.lifetime.not_after,
+                is_draining: pooled.is_retired() || self.0.is_draining.load(Ordering::Acquire),
                 tls: TlsSession::default(),
             })
             .collect()
@@ -175,7 +207,7 @@ impl Pool {
         }
         let entry = Arc::new(Entry {
             peer: peer.clone(),
-            pooled: Mutex::default(),
+            connections: Mutex::default(),
             dialling: tokio::sync::Mutex::new(None),
             dials: AtomicU64::new(0),
             is_forgotten: AtomicBool::new(false),
@@ -211,12 +243,21 @@ impl Pool {
             let _permit = self.handshakes.acquire().await.map_err(|_| OpenError::Closed)?;
             timeout(self.config.connect_timeout, self.connect(&entry.peer)).await.unwrap_or(Err(OpenError::Timeout))
         };
-        let connection = dial.await.inspect_err(|error| {
+        // Asked for before the handshake: a certificate that replaces it meanwhile ends later.
+        let own_end = self.identities.expiry_of(&entry.peer.source);
+        let dialled = dial.await.inspect_err(|error| {
             self.metrics.handshake_failed(QUIC, "client", error.reason());
-        })?;
+        });
+        let former = entry.lock().current.as_ref().map(|former| former.lifetime);
+        let lifetime = dialled.as_ref().ok().map(|connection| Lifetime::new([own_end, peer_end(connection)]));
+        if let Some(former) = former.filter(|former| Instant::now() >= former.renew) {
+            let result = lifetime.map_or("failed", |new| former.renewed_by(&new));
+            self.metrics.rehandshaked(QUIC, result);
+        }
+        let (connection, lifetime) = (dialled?, lifetime.ok_or(OpenError::Closed)?);
         let usage = Arc::new(self.metrics.bytes(QUIC, "outbound"));
-        let pooled = Pooled { connection, usage, opened: Instant::now() };
-        *entry.lock() = Some(pooled.clone());
+        let pooled = Pooled { connection, usage, lifetime };
+        entry.lock().replace(pooled.clone());
         if entry.is_forgotten.load(Ordering::Acquire) {
             entry.close();
             return Err(OpenError::Closed);
@@ -250,19 +291,25 @@ impl Pool {
         Ok(endpoint)
     }
 
-    /// Closes the connection when it has been without streams for long, and forgets it when it has ended.
+    /// Closes the connection when it has been without streams for long, or with streams until its certificates and the
+    /// grace after them have ended, and forgets it when it has ended.
     async fn watch(self: Arc<Self>, entry: Arc<Entry>, pooled: Pooled, gauge: LaneGauge) {
         let mut ticker = tokio::time::interval(self.config.tick());
         let mut idle_since = Instant::now();
+        let limit = pooled.lifetime.end + self.config.quic_grace;
         let reason = loop {
             tokio::select! {
                 error = pooled.connection.closed() => break closed_reason(&error),
+                () = tokio::time::sleep_until(limit) => {
+                    pooled.connection.close(CLOSED, EXPIRED.as_bytes());
+                    break EXPIRED;
+                }
                 _ = ticker.tick() => {}
             }
             let now = Instant::now();
             if pooled.streams() > 0 {
                 idle_since = now;
-            } else if self.is_draining.load(Ordering::Acquire) {
+            } else if self.is_draining.load(Ordering::Acquire) || pooled.is_retired() {
                 pooled.connection.close(CLOSED, b"drained");
             } else if now.duration_since(idle_since) >= self.config.idle_timeout {
                 pooled.connection.close(CLOSED, b"idle");
@@ -278,7 +325,7 @@ impl Pool {
     fn remove_if_unused(&self, entry: &Arc<Entry>) {
         let mut entries = self.lock();
         // Whoever is about to dial for this entry holds it: the map and the caller do, and nobody else may.
-        if entry.lock().is_none()
+        if entry.lock().all().next().is_none()
             && Arc::strong_count(entry) <= 2
             && entries.get(&entry.peer).is_some_and(|known| Arc::ptr_eq(known, entry))
         {
@@ -288,26 +335,40 @@ impl Pool {
 }
 
 impl Entry {
-    fn lock(&self) -> MutexGuard<'_, Option<Pooled>> {
-        self.pooled.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn usable(&self) -> Option<Pooled> {
-        self.lock().clone().filter(|pooled| pooled.connection.close_reason().is_none())
+        let current = self.lock().current.clone();
+        current.filter(|pooled| pooled.connection.close_reason().is_none() && !pooled.is_retired())
     }
 
     fn close(&self) {
-        if let Some(pooled) = &*self.lock() {
-            pooled.connection.close(CLOSED, b"forgotten");
-        }
+        self.lock().all().for_each(|pooled| pooled.connection.close(CLOSED, b"forgotten"));
     }
 
     fn remove(&self, connection: &Connection) {
-        let mut pooled = self.lock();
-        if pooled.as_ref().is_some_and(|known| known.connection.stable_id() == connection.stable_id()) {
-            *pooled = None;
-        }
+        let mut connections = self.lock();
+        connections.current.take_if(|known| known.is(connection));
+        connections.retired.retain(|known| !known.is(connection));
     }
+}
+
+impl Connections {
+    fn all(&self) -> impl Iterator<Item = &Pooled> {
+        self.current.iter().chain(&self.retired)
+    }
+
+    fn replace(&mut self, pooled: Pooled) {
+        let former = self.current.replace(pooled);
+        self.retired.extend(former.filter(|former| former.connection.close_reason().is_none()));
+    }
+}
+
+/// When the certificate ends that the peer has presented.
+pub(super) fn peer_end(connection: &Connection) -> Option<OffsetDateTime> {
+    expiry(&connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?)
 }
 
 /// Sends the header and waits for the answer.

@@ -1,13 +1,14 @@
 //! The server's end of QUIC.
 
 use super::halves::{QuicRecv, QuicSend, Use};
-use super::pool::{closed_reason, refusal};
+use super::pool::{closed_reason, peer_end, refusal};
 use super::{CLOSED, OPENED, QUIC, code, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
 use crate::tunnel::codec::MAX_HEADER;
-use crate::tunnel::lane::SHARED;
-use crate::tunnel::server::Shared;
+use crate::tunnel::lane::{EXPIRED, SHARED};
+use crate::tunnel::lifetime::Lifetime;
+use crate::tunnel::server::{Shared, identity_removed};
 use crate::tunnel::stream::{RecvKind, SendKind};
 use crate::tunnel::{Incoming, RecvHalf, Refusal, SendHalf, Stream, StreamHeader, TlsSession};
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// A stream with its header read, waiting for the answer.
 #[derive(Debug)]
@@ -149,13 +150,25 @@ async fn serve_connection(
             return failed(refusal.reason());
         }
     };
+    let lifetime = Lifetime::new([peer_end(&connection), shared.identities.expiry_of(&identities.1)]);
     let gauge = shared.metrics.lane_opened(QUIC, SHARED, "inbound");
     let usage: Use = Arc::new(shared.metrics.bytes(QUIC, "inbound"));
+    let limit = lifetime.end + shared.config.quic_grace;
     let error = loop {
         tokio::select! {
+            () = sleep_until(limit) => {
+                connection.close(CLOSED, EXPIRED.as_bytes());
+                drop(gauge);
+                return shared.metrics.lane_closed(QUIC, "inbound", EXPIRED);
+            }
+            () = identity_removed(&shared, &identities.1) => connection.close(CLOSED, b"forgotten"),
             () = drained(&shared, &usage) => connection.close(CLOSED, b"drained"),
             () = shared.closing.cancelled() => connection.close(CLOSED, b"closed"),
             stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) if Instant::now() >= lifetime.end => {
+                    refuse(send, recv, Refusal::Draining);
+                    continue;
+                }
                 Ok((send, recv)) => {
                     let task = take(
                         Arc::clone(&shared), connection.clone(), identities.clone(), send, recv, Arc::clone(&usage),

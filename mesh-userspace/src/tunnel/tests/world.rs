@@ -1,7 +1,7 @@
 //! Two nodes: a tunnel that dials, and a server whose applications do what the stream's service says.
 
+use crate::ca::{Authority, Validity, init};
 use crate::identity::Identities;
-use crate::identity::ca::{Authority, Validity, init};
 use crate::model::{NodeName, SpiffeId, TransportChoice, TrustDomain, WorkloadUid};
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::{

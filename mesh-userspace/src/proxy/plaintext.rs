@@ -1,0 +1,172 @@
+//! Plaintext connections that the kernel has admitted and a change forbids: found among the sockets of the workload's
+//! namespace, and ended.
+//!
+//! What is never ended: the daemon's own deliveries (both of their ends are in the namespace), the workload's calls to
+//! itself, and connections that the workload has dialled.
+
+use super::Context;
+use super::local::LocalWorkload;
+use super::report::Parties;
+use super::verdict::{self, Caller};
+use crate::engine::{PolicyGroup, Snapshot};
+use crate::model::{Mode, Workload, WorkloadUid};
+use crate::netns::{Namespaces, SocketTable, Tcp, TcpState};
+use anyhow::{Context as _, Result};
+use mesh_common::policy::Arrival;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Looks at a namespace's sockets before what is not clear (who dialled?) counts as having been dialled from outside.
+const LOOKS: usize = 5;
+/// Between them: an acknowledgement is on its way.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What plaintext for a workload depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Guard {
+    mode: Mode,
+    port_modes: BTreeMap<u16, Mode>,
+    group: Arc<PolicyGroup>,
+}
+
+impl Guard {
+    fn of(workload: &Workload, snapshot: &Snapshot) -> Self {
+        let group = snapshot.policies_of(&workload.name);
+        Self { mode: workload.mode, port_modes: workload.port_modes.clone(), group }
+    }
+}
+
+/// Ends forbidden plaintext of this node's armed workloads, when what guards one of them has changed. Connections that
+/// a workload had when the daemon started are its own affair until then.
+pub struct PlaintextSweep {
+    context: Arc<Context>,
+    namespaces: Namespaces,
+    guards: HashMap<WorkloadUid, Guard>,
+    /// The workloads of the start are known.
+    started: bool,
+    is_supported: bool,
+}
+
+impl PlaintextSweep {
+    #[must_use]
+    pub fn new(context: Arc<Context>, namespaces: Namespaces) -> Self {
+        Self { context, namespaces, guards: HashMap::new(), started: false, is_supported: true }
+    }
+
+    /// Brings the armed workloads in line with a snapshot whose tables the kernel has: what it ends cannot come back.
+    /// Costs nothing for workloads that are guarded as before. What fails is tried again with the next call.
+    pub async fn follow(&mut self, snapshot: &Arc<Snapshot>) {
+        let armed = self.context.locals.all();
+        let uids: HashSet<_> = armed.iter().map(|local| local.workload.uid.clone()).collect();
+        self.guards.retain(|uid, _| uids.contains(uid));
+        for local in armed {
+            let Some(workload) = local.known(snapshot) else { continue };
+            let guard = Guard::of(workload, snapshot);
+            if self.guards.get(&workload.uid) == Some(&guard) {
+                continue;
+            }
+            if self.started && self.is_supported {
+                match self.sweep(&local, snapshot).await {
+                    Ok(()) => {}
+                    Err(error) if is_unsupported(&error) => {
+                        self.is_supported = false;
+                        tracing::warn!(
+                            "this kernel cannot end connections (CONFIG_INET_DIAG_DESTROY): plaintext that was \
+                             admitted before a change forbade it goes on until it ends by itself"
+                        );
+                    }
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        tracing::warn!(workload = %workload.name, error, "cannot end forbidden plaintext; will try again");
+                        continue;
+                    }
+                }
+            }
+            self.guards.insert(workload.uid.clone(), guard);
+        }
+        self.started = true;
+    }
+
+    async fn sweep(&self, local: &Arc<LocalWorkload>, snapshot: &Arc<Snapshot>) -> Result<()> {
+        let table = self.namespaces.sockets(&local.namespace).await.context("cannot open the table of sockets")?;
+        let table = Arc::new(table);
+        for look in 1..=LOOKS {
+            let (table, context) = (table.clone(), self.context.clone());
+            let (local, snapshot) = (local.clone(), snapshot.clone());
+            // The kernel walks all its connections for this.
+            let unclear = tokio::task::spawn_blocking(move || {
+                let Some(workload) = local.known(&snapshot) else { return Ok(0) };
+                end_forbidden(&table, &context, &snapshot, workload, look == LOOKS)
+            });
+            if unclear.await?? == 0 {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+}
+
+fn is_unsupported(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    code == Some(libc::EOPNOTSUPP)
+}
+
+/// Ends what is forbidden; returns how many connections are left of which nobody knows yet who dialled.
+fn end_forbidden(
+    table: &SocketTable,
+    context: &Context,
+    snapshot: &Snapshot,
+    workload: &Workload,
+    is_last: bool,
+) -> io::Result<usize> {
+    let all = table.list()?;
+    let is_delivery = |from, to| context.registry.is_delivery(from, to);
+    let mut unclear = 0;
+    for inbound in from_outside(&all, workload, is_delivery) {
+        let (source, port) = (inbound.remote, inbound.local.port());
+        let caller = Caller { identity: None, address: source.ip() };
+        let told = verdict::decide(snapshot, workload, port, Arrival::Plaintext, caller);
+        if !told.is_denied() {
+            continue;
+        }
+        if inbound.dialled.is_none() && !is_last {
+            unclear += 1;
+            continue;
+        }
+        if table.destroy(inbound)? {
+            let source_workload = snapshot.workload_at(source.ip()).map(Arc::as_ref);
+            let parties = Parties { source, source_workload, destination: inbound.local, workload: Some(workload) };
+            context.reports.cut_plaintext(&told.ruling, &parties);
+        }
+    }
+    Ok(unclear)
+}
+
+/// The connections among all sockets of a workload's namespace that came from outside without the daemon.
+fn from_outside<'a>(
+    all: &'a [Tcp],
+    workload: &'a Workload,
+    is_delivery: impl Fn(SocketAddr, SocketAddr) -> bool + 'a,
+) -> impl Iterator<Item = &'a Tcp> {
+    // Both ends of a delivery are here, and the daemon may have let go of one that the application still ends.
+    let ends: HashSet<(SocketAddr, SocketAddr)> = all.iter().map(|tcp| (tcp.local, tcp.remote)).collect();
+    let is_listening = all.iter().filter(|tcp| tcp.state == TcpState::Listening).map(|tcp| tcp.local.port());
+    let is_listening: HashSet<u16> = is_listening.collect();
+    let is_own = |address: SocketAddr| workload.addresses.iter().any(|own| own.to_canonical() == address.ip());
+    all.iter().filter(move |tcp| {
+        let came_in = tcp.dialled.map_or_else(|| is_listening.contains(&tcp.local.port()), |dialled| !dialled);
+        tcp.state == TcpState::Open
+            && is_own(tcp.local)
+            && !is_own(tcp.remote)
+            && came_in
+            && !ends.contains(&(tcp.remote, tcp.local))
+            && !is_delivery(tcp.remote, tcp.local)
+    })
+}
+
+#[cfg(test)]
+mod tests;
