@@ -52,11 +52,13 @@ fn status() -> Status {
                 id: "spiffe://example.org/ns/shop/sa/cart".to_owned(),
                 serial: "0a1b".to_owned(),
                 not_after: "2026-11-23T23:30:00Z".to_owned(),
+                ..CertificateRow::default()
             },
             CertificateRow {
                 id: "spiffe://example.org/ns/shop/sa/web".to_owned(),
                 serial: "0a1c".to_owned(),
                 not_after: "2026-11-23T11:58:00Z".to_owned(),
+                ..CertificateRow::default()
             },
         ],
         outcomes: vec![
