@@ -160,3 +160,6 @@ impl Show for RotationRow {
         table.render(view.headers)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! The task that gets certificates: asks the authority when the schedule says so, checks what comes, puts it to use.
 
+use super::identities::Wanted;
 use super::locals::Local;
 use super::renewal::{Alarm, Attempt, Now, Renewal};
 use super::request::Request;
@@ -9,7 +10,7 @@ use crate::model::SpiffeId;
 use crate::runtime::{Blocker, Ready};
 use crate::telemetry::certificates::CertificateMetrics;
 use anyhow::{Context as _, Result};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
@@ -19,8 +20,8 @@ use tokio::task::JoinSet;
 const BATCH: usize = 64;
 /// Calls at once: one that hangs must not keep a workload that has just arrived waiting.
 const CALLS: usize = 4;
-/// A call without an answer is given up after this.
-const CALL_LIMIT: Duration = Duration::from_secs(15);
+/// A call without an answer is given up after this. Sources bound their own waiting: this is the last resort.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// The clock on the wall may be set: it is looked at this often at least.
 const LOOK: Duration = Duration::from_secs(10);
 /// Pause after the bundle could not be fetched.
@@ -58,7 +59,7 @@ struct BundleState {
 struct Readiness {
     ready: Ready,
     blocker: Option<Blocker>,
-    first: Option<Arc<BTreeSet<SpiffeId>>>,
+    first: Option<Arc<Wanted>>,
 }
 
 /// What came of a call.
@@ -118,8 +119,8 @@ impl Issuer {
     }
 
     fn want(&mut self) {
-        let wanted = self.orders.wanted.borrow_and_update().clone();
-        let gone = self.schedule.want(&wanted);
+        let Some(wanted) = self.orders.wanted.borrow_and_update().clone() else { return };
+        let gone = self.schedule.want(&wanted.ids);
         if !gone.is_empty() {
             self.identities.remove(&gone);
         }
@@ -300,7 +301,7 @@ impl Readiness {
         if self.blocker.is_none() {
             return;
         }
-        if self.first.as_ref().is_some_and(|first| schedule.is_answered(first)) {
+        if self.first.as_ref().is_some_and(|first| schedule.is_answered(&first.ids)) {
             self.blocker = None;
         } else {
             // The new one first: in between the node would be ready.

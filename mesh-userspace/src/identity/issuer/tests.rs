@@ -4,6 +4,7 @@ use super::*;
 use crate::identity::scripted_source::{Root, ScriptedSource};
 use crate::model::TrustDomain;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeSet;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
