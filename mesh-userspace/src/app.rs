@@ -1,5 +1,6 @@
 //! The composition root: configuration in, a bound daemon out, a running daemon until it is told to stop.
 
+mod certificates;
 mod cleanup;
 mod command;
 mod host;

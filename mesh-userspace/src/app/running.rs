@@ -90,6 +90,7 @@ impl App {
             datapath: self.datapath,
             workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, ports, mark),
             context: self.context.clone(),
+            identities: identities.clone(),
             report,
             ready: ready.clone(),
             blocked: Some(ready.block("the catalog is not applied yet")),

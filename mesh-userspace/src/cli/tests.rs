@@ -12,7 +12,7 @@ use std::path::Path;
 const NOW: &str = "2026-11-23T12:00:00Z";
 
 /// Exit code, standard output, standard error.
-fn run(socket: &Path, arguments: &[&str]) -> (Exit, String, String) {
+pub(super) fn run(socket: &Path, arguments: &[&str]) -> (Exit, String, String) {
     let socket = socket.to_str().unwrap();
     let command = Command::try_parse_from(["nodemesh", "--socket", socket].iter().chain(arguments)).unwrap();
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -52,11 +52,13 @@ fn status() -> Status {
                 id: "spiffe://example.org/ns/shop/sa/cart".to_owned(),
                 serial: "0a1b".to_owned(),
                 not_after: "2026-11-23T23:30:00Z".to_owned(),
+                ..CertificateRow::default()
             },
             CertificateRow {
                 id: "spiffe://example.org/ns/shop/sa/web".to_owned(),
                 serial: "0a1c".to_owned(),
                 not_after: "2026-11-23T11:58:00Z".to_owned(),
+                ..CertificateRow::default()
             },
         ],
         outcomes: vec![
