@@ -3,6 +3,7 @@
 mod cleanup;
 mod command;
 mod limits;
+mod policies;
 mod reconcile;
 mod running;
 mod sources;

@@ -3,11 +3,14 @@
 
 pub mod documents;
 mod pages;
+pub mod policies;
+mod policy_rows;
 mod rows;
 mod server;
 mod socket;
 
 pub use documents::DEFAULT_SOCKET;
+pub use policy_rows::PolicySources;
 pub use server::{Config, Server};
 
 use crate::telemetry::Metrics;
@@ -33,6 +36,7 @@ pub struct Sources {
     pub connections: Arc<dyn Fn(usize) -> Snapshot + Send + Sync>,
     pub lanes: Ask<Vec<LaneRow>>,
     pub diagnostics: Ask<Vec<DiagnosticRow>>,
+    pub policy: PolicySources,
 }
 
 impl fmt::Debug for Sources {

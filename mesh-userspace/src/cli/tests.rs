@@ -12,7 +12,7 @@ use std::path::Path;
 const NOW: &str = "2026-11-23T12:00:00Z";
 
 /// Exit code, standard output, standard error.
-fn run(socket: &Path, arguments: &[&str]) -> (Exit, String, String) {
+pub(super) fn run(socket: &Path, arguments: &[&str]) -> (Exit, String, String) {
     let socket = socket.to_str().unwrap();
     let command = Command::try_parse_from(["nodemesh", "--socket", socket].iter().chain(arguments)).unwrap();
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -20,7 +20,7 @@ fn run(socket: &Path, arguments: &[&str]) -> (Exit, String, String) {
     (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
-fn json<T: Item + Serialize>(items: Vec<T>) -> String {
+pub(super) fn json<T: Item + Serialize>(items: Vec<T>) -> String {
     serde_json::to_string(&Document::new(items)).unwrap()
 }
 
