@@ -142,6 +142,7 @@ impl Reconciler {
         self.recheck(&before, &desired.snapshot).await?;
         self.workloads.disarm_outdated(&desired.local, &mut self.datapath).await;
         self.datapath.apply(&diff(current, &desired)).context("cannot write the kernel's tables")?;
+        self.workloads.renumber(&mut self.datapath).context("cannot write the kernel's tables")?;
         self.workloads.want(desired.local.clone());
         self.applied = desired.snapshot.clone();
         *current = desired;

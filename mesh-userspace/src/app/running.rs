@@ -3,14 +3,14 @@
 use super::reconcile::{Reconciler, Report};
 use super::workloads::Workloads;
 use super::{App, sources};
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Event};
 use crate::engine::Engine;
 use crate::identity::Identities;
 use crate::proxy::{Context, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
 use anyhow::{Context as _, Result, anyhow, bail};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -124,11 +124,13 @@ impl App {
                 heartbeat.beat().context("cannot write the heartbeat")?;
             }
         });
-        let (mut events, flows) = (self.datapath.events()?, self.flows.clone());
+        let (mut events, flows, context) = (self.datapath.events()?, self.flows.clone(), self.context.clone());
         tasks.spawn("events", async move {
             loop {
-                let record = events.next().await.context("cannot read the event buffer")?;
-                flows.closed(record.srtt_us(), record.retransmits());
+                match events.next().await.context("cannot read the event buffer")? {
+                    Event::Closed(record) => flows.closed(record.srtt_us(), record.retransmits()),
+                    Event::Verdict(record) => context.kernel_decided(&record, SystemTime::now()),
+                }
             }
         });
         if let Some(log) = self.datapath.kernel_log()? {

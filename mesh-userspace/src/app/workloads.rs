@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 /// A workload whose traffic is captured.
 struct Armed {
     local: Arc<LocalWorkload>,
+    /// What the kernel has of it.
+    pod: Pod,
     listeners: JoinSet<()>,
 }
 
@@ -153,20 +155,23 @@ impl Workloads {
         let bound = self.listen(&namespace, &workload).await?;
         self.namespaces.prepare(&namespace).await.context("cannot prepare routing for client addresses")?;
         let local = Arc::new(LocalWorkload { workload, namespace, removed: CancellationToken::new() });
-        if let Err(error) = self.engage(&local, datapath) {
-            let cleaned = self.namespaces.restore(&local.namespace).await;
-            if let Err(cleanup) = cleaned {
-                tracing::warn!(workload = %local.workload.name, %cleanup, "cannot remove routing for client addresses");
+        let pod = match self.engage(&local, datapath) {
+            Ok(pod) => pod,
+            Err(error) => {
+                let cleaned = self.namespaces.restore(&local.namespace).await;
+                if let Err(cleanup) = cleaned {
+                    tracing::warn!(workload = %local.workload.name, %cleanup, "cannot remove routing for client addresses");
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         let mut listeners = JoinSet::new();
         for listener in bound {
             let outbound =
                 Outbound { context: self.context.clone(), local: local.clone(), tuples: self.tuples.clone() };
             listeners.spawn(outbound.serve(listener));
         }
-        Ok(Armed { local, listeners })
+        Ok(Armed { local, pod, listeners })
     }
 
     async fn listen(&self, namespace: &Namespace, workload: &Workload) -> Result<Vec<TcpListener>> {
@@ -182,7 +187,7 @@ impl Workloads {
     }
 
     /// The steps that show: the guard, the inbound side's table, and capture last.
-    fn engage(&mut self, local: &Arc<LocalWorkload>, datapath: &mut Datapath) -> Result<()> {
+    fn engage(&mut self, local: &Arc<LocalWorkload>, datapath: &mut Datapath) -> Result<Pod> {
         let workload = &local.workload;
         datapath
             .attach_netns(workload.uid.as_str(), local.namespace.as_fd())
@@ -194,7 +199,7 @@ impl Workloads {
             datapath.detach_netns(workload.uid.as_str()).ok();
             return Err(error).context("cannot arm capture");
         }
-        Ok(())
+        Ok(pod)
     }
 
     fn pod(&mut self, workload: &Workload) -> Pod {
@@ -203,7 +208,29 @@ impl Workloads {
         };
         let index = self.next_index;
         self.next_index = self.next_index.wrapping_add(1).max(1);
-        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), 0, 0)
+        let identity = self.identity_number(workload);
+        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), 0, identity)
+    }
+
+    fn identity_number(&self, workload: &Workload) -> u32 {
+        self.context.snapshot.load().identity_number(&workload.identity)
+    }
+
+    /// Writes the workloads anew whose identities the kernel's tables have under another number by now.
+    ///
+    /// # Errors
+    /// If the kernel's table cannot be written.
+    pub(super) fn renumber(&mut self, datapath: &mut Datapath) -> Result<()> {
+        let snapshot = self.context.snapshot.load();
+        for armed in self.armed.values_mut() {
+            let (pod, identity) = (armed.pod, snapshot.identity_number(&armed.local.workload.identity));
+            if pod.identity() != identity {
+                armed.pod =
+                    Pod::new(pod.ip4(), pod.ip6(), pod.workload(), pod.outbound_port_be(), pod.flags(), identity);
+                datapath.arm_pod(armed.local.namespace.cookie(), armed.pod)?;
+            }
+        }
+        Ok(())
     }
 
     async fn disarm(&mut self, uid: &WorkloadUid, datapath: &mut Datapath) {

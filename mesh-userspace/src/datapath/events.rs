@@ -1,15 +1,32 @@
-//! What the programs report: closed connections, and debug logs of an object built with them.
+//! What the programs report: closed connections, verdicts, and debug logs of an object built with them.
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
-use mesh_common::event::CloseRecord;
+use mesh_common::event::{CloseRecord, VerdictRecord};
 use std::io;
 use std::os::fd::AsRawFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Close records of captured connections, as the kernel writes them. Bounded by the ring buffer: what is not read in
-/// time is lost and counted (`Outcome::EventLost`).
+/// What the programs report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A captured connection's application socket closed.
+    Closed(CloseRecord),
+    /// A hook refused a connection, or admitted plaintext.
+    Verdict(VerdictRecord),
+}
+
+impl Event {
+    /// The records' sizes tell them apart.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let closed = CloseRecord::from_bytes(bytes).map(Self::Closed);
+        closed.or_else(|| VerdictRecord::from_bytes(bytes).map(Self::Verdict))
+    }
+}
+
+/// Records of the programs, as the kernel writes them. Bounded by the ring buffer: what is not read in time is lost and
+/// counted (`Outcome::EventLost`, `Outcome::VerdictLost`).
 pub struct Events(AsyncFd<RingBuf<MapData>>);
 
 impl Events {
@@ -22,7 +39,7 @@ impl Events {
     /// # Errors
     ///
     /// The runtime's, when it shuts down.
-    pub async fn next(&mut self) -> io::Result<CloseRecord> {
+    pub async fn next(&mut self) -> io::Result<Event> {
         loop {
             // Before waiting: readiness is edge-triggered.
             if let Some(record) = self.take() {
@@ -34,9 +51,9 @@ impl Events {
         }
     }
 
-    fn take(&mut self) -> Option<CloseRecord> {
+    fn take(&mut self) -> Option<Event> {
         while let Some(item) = self.0.get_mut().next() {
-            match CloseRecord::from_bytes(&item) {
+            match Event::parse(&item) {
                 Some(record) => return Some(record),
                 None => tracing::warn!(bytes = item.len(), "a kernel event of unknown shape is ignored"),
             }

@@ -14,10 +14,11 @@ mod link;
 mod pins;
 mod programs;
 mod table;
+mod tables;
 
 pub use cgroup::WorkloadCgroup;
 pub use counters::{Counters, MapUsage};
-pub use events::Events;
+pub use events::{Event, Events};
 pub use flows::{Admission, Bypass, Heartbeat, Tuples, monotonic_nanoseconds};
 pub use programs::AttachedLink;
 
@@ -30,16 +31,17 @@ use link::Target;
 use mesh_common::ABI_VERSION;
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::maps::{self, CfgSlot, Spec};
-use mesh_common::service::{AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, Pod};
+use mesh_common::service::{BypassKey, Pod};
 use pins::Pins;
 use programs::Programs;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use table::{OwnTable, Table};
+use tables::Tables;
 
 /// What the datapath needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,25 +58,6 @@ pub struct Config {
     pub outbound_port: u16,
     /// SO_MARK of the daemon's own sockets, which are never captured.
     pub mark: u32,
-}
-
-/// `CIDR`'s key as the kernel lays it out: the prefix length, then the address.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct PrefixKey {
-    length: u32,
-    range: CidrKey,
-}
-
-// SAFETY: repr(C), a u32 and four words behind it: no padding, every bit pattern is valid.
-unsafe impl aya::Pod for PrefixKey {}
-
-/// The tables that this daemon alone writes.
-struct Tables {
-    pods: OwnTable<u64, Pod>,
-    frontends: OwnTable<FrontendKey, Frontend>,
-    cidrs: OwnTable<PrefixKey, CidrAction>,
-    app_ports: OwnTable<AppPortKey, AppPort>,
 }
 
 /// The loaded, attached, pinned programs and their maps.
@@ -131,22 +114,23 @@ impl Datapath {
     ///
     /// A map is full or cannot be written; the operations before it are done.
     pub fn apply(&mut self, ops: &[MapOp]) -> anyhow::Result<()> {
+        let mut are_switched = false;
         for op in ops {
             match op {
-                MapOp::SetFrontend(key, value) => self.tables.frontends.set(key, value)?,
-                MapOp::RemoveFrontend(key) => self.tables.frontends.remove(key)?,
-                MapOp::SetCidr(length, range, action) => {
-                    self.tables.cidrs.set(&PrefixKey { length: *length, range: *range }, action)?;
+                MapOp::SetDeniedErrno(errno) => self
+                    .settings
+                    .set(&(CfgSlot::DeniedErrno as u32), &u64::from(*errno))
+                    .context("cannot write map CFG")?,
+                MapOp::RemoveVerdict(_) if !are_switched => {
+                    are_switched = true;
+                    tables::wait_for_running_programs();
+                    self.tables.apply(op)?;
                 }
-                MapOp::RemoveCidr(length, range) => {
-                    self.tables.cidrs.remove(&PrefixKey { length: *length, range: *range })?;
-                }
-                MapOp::SetAppPort(key, value) => self.tables.app_ports.set(key, value)?,
-                MapOp::RemoveAppPort(key) => self.tables.app_ports.remove(key)?,
+                op => self.tables.apply(op)?,
             }
         }
         if self.inherited {
-            self.retain_set_by(ops)?;
+            self.tables.retain_set_by(ops)?;
             self.inherited = false;
         }
         Ok(())
@@ -156,22 +140,6 @@ impl Datapath {
     /// is known to nobody then. The next call must lead from empty tables to the desired ones.
     pub fn distrust_tables(&mut self) {
         self.inherited = true;
-    }
-
-    fn retain_set_by(&self, ops: &[MapOp]) -> anyhow::Result<()> {
-        let (mut frontends, mut cidrs, mut app_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for op in ops {
-            match op {
-                MapOp::SetFrontend(key, _) => drop(frontends.insert(*key)),
-                MapOp::SetCidr(length, range, _) => drop(cidrs.insert(PrefixKey { length: *length, range: *range })),
-                MapOp::SetAppPort(key, _) => drop(app_ports.insert(*key)),
-                MapOp::RemoveFrontend(_) | MapOp::RemoveCidr(..) | MapOp::RemoveAppPort(_) => {}
-            }
-        }
-        // Capture goes before the guard, as in every difference.
-        self.tables.frontends.retain(|key| frontends.contains(key))?;
-        self.tables.cidrs.retain(|key| cidrs.contains(key))?;
-        self.tables.app_ports.retain(|key| app_ports.contains(key))
     }
 
     /// Starts capturing the connects of a network namespace: the last step of arming a workload.
@@ -256,7 +224,7 @@ impl Datapath {
         self.counters.clone()
     }
 
-    /// The close records; call it once, within a runtime.
+    /// What the programs report; call it once, within a runtime.
     ///
     /// # Errors
     ///
@@ -325,23 +293,13 @@ impl Parts {
             let found = maps.iter().find(|measured| measured.spec.name == spec.name);
             found.map(|measured| Arc::clone(&measured.map)).with_context(|| format!("no map {}", spec.name))
         };
-        let tables = Tables {
-            pods: OwnTable::new(map(&maps::PODS)?, &maps::PODS)?,
-            frontends: OwnTable::new(map(&maps::SVC)?, &maps::SVC)?,
-            cidrs: OwnTable::new(map(&maps::CIDR)?, &maps::CIDR)?,
-            app_ports: OwnTable::new(map(&maps::APPPORTS)?, &maps::APPPORTS)?,
-        };
+        let tables = Tables::open(map)?;
         let settings = Table::new(map(&maps::CFG)?, &maps::CFG)?;
         let tuples = Table::new(map(&maps::TUPLES)?, &maps::TUPLES)?;
         let bypass = Table::new(map(&maps::BYPASS)?, &maps::BYPASS)?;
         let hosts = Hosts::new(config, cgroups, OwnTable::new(map(&maps::HOSTS)?, &maps::HOSTS)?, &settings)?;
-        let own = BTreeMap::from([
-            (maps::HOSTS.name, hosts.count()),
-            (maps::PODS.name, tables.pods.count()),
-            (maps::SVC.name, tables.frontends.count()),
-            (maps::CIDR.name, tables.cidrs.count()),
-            (maps::APPPORTS.name, tables.app_ports.count()),
-        ]);
+        let mut own = tables.counts();
+        own.insert(maps::HOSTS.name, hosts.count());
         let parts = Self { programs, tables, settings, tuples, bypass, counters: Counters::new(maps, own)?, hosts };
         if adopted {
             // Their connections died with the predecessor. A record of a connect in progress is lost with them: reset.

@@ -1,9 +1,10 @@
 //! Single entries of the tables, each from what it depends on.
 
-use super::{Endpoint, Engine, FrontendView, index};
-use crate::model::{Mesh, ObjectName, Protocol, Service, ServicePort, TargetPort, Workload, WorkloadUid};
+use super::{Endpoint, Engine, FrontendView, PolicyGroup, SharedMap, index};
+use crate::model::{DeniedError, Mesh, ObjectName, Protocol, Service, ServicePort, TargetPort, Workload, WorkloadUid};
 use ipnet::IpNet;
 use mesh_common::Ip;
+use mesh_common::capture;
 use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ impl Engine {
     pub(super) fn change_mesh(&mut self, new: Option<&Arc<Mesh>>) {
         let snapshot = Arc::make_mut(&mut self.tables.snapshot);
         let old = std::mem::replace(&mut snapshot.mesh, new.cloned());
+        self.tables.denied_errno = new.map_or(0, |mesh| errno(mesh.denied_error));
         let (old, new) = (exclusions(old.as_ref()), exclusions(new));
         if old == new {
             return;
@@ -38,7 +40,7 @@ impl Engine {
     /// Computes a service's endpoints and claims its frontends.
     pub(super) fn compile_service(&mut self, name: &ObjectName) {
         let Some(service) = self.tables.snapshot.service(name).cloned() else { return };
-        let number = self.numbers.assign(name);
+        let Some(number) = self.numbers.get(name) else { return };
         for port in tcp_ports(&service) {
             let mut by_family = BTreeMap::new();
             for vip in service.vips.iter().map(IpAddr::to_canonical) {
@@ -70,16 +72,12 @@ impl Engine {
     }
 
     fn endpoint(&self, workload: &Arc<Workload>, target: &TargetPort, vip: IpAddr) -> Option<Endpoint> {
-        let port = match target {
-            TargetPort::Number(number) => *number,
-            TargetPort::Name(name) => *workload.ports.get(name)?,
-        };
+        let port = target_port(workload, target)?;
         let address = workload.addresses.iter().map(IpAddr::to_canonical).find(|ip| ip.is_ipv4() == vip.is_ipv4())?;
         // Only meshed workloads claim addresses, and one that lost the claim is not reached under it.
         let owner = self.addresses.winner(&address).or_else(|| self.host_at(SocketAddr::new(address, port)));
         let owns_address = owner.is_some_and(|owner| owner.name == workload.name);
-        let usable =
-            owns_address && workload.weight > 0 && port != 0 && self.tables.snapshot.nodes.contains_key(&workload.node);
+        let usable = owns_address && workload.weight > 0 && self.tables.snapshot.nodes.contains_key(&workload.node);
         usable.then(|| Endpoint {
             workload: Arc::clone(workload),
             address: SocketAddr::new(address, port),
@@ -91,15 +89,16 @@ impl Engine {
         let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
         let view = self.frontends.winner(&address).filter(|_| !self.is_excluded(address.ip())).cloned();
         let host = self.host_frontend(address).filter(|_| !self.is_excluded(address.ip()));
-        let published = &mut Arc::make_mut(&mut self.tables.snapshot).frontends;
+        let published = Arc::make_mut(&mut self.tables.snapshot);
         match view {
             Some(view) => {
                 let backends = u32::try_from(view.endpoints.len()).unwrap_or(u32::MAX);
-                self.tables.frontends.insert(key, Frontend::new(view.index, backends, 0, 0, 0));
-                published.insert(address, view);
+                let (group, port) = common_group(&view.endpoints, &published.groups);
+                self.tables.frontends.insert(key, Frontend::new(view.index, backends, group, port.to_be(), 0));
+                published.frontends.insert(address, view);
             }
             None => {
-                published.remove(&address);
+                published.frontends.remove(&address);
                 match host {
                     Some(host) => self.tables.frontends.insert(key, host),
                     None => self.tables.frontends.remove(&key),
@@ -117,30 +116,36 @@ impl Engine {
             Some(workload) => published.insert(address, Arc::clone(workload)),
             None => published.remove(&address),
         };
+        if old != new {
+            if let Some(old) = old {
+                for port in guarded_ports(&old, 0).keys() {
+                    self.tables.app_ports.remove(&AppPortKey::new(address.into(), port.to_be()));
+                }
+                self.mark_services_of(&old);
+            }
+            if let Some(new) = new {
+                self.mark_services_of(&new);
+            }
+        }
+        self.refresh_guard(address);
+    }
+
+    /// What the kernel holds of the workload that has an address: its capture and its guard, with its policy group.
+    pub(super) fn refresh_guard(&mut self, address: IpAddr) {
+        let owner = self.addresses.winner(&address);
+        let group = owner.map_or(0, |workload| self.tables.snapshot.group_number(&workload.name));
         let key = range_key(IpNet::from(address));
         if self.excluded_ranges().any(|range| range_key(*range) == key) {
             self.tables.cidrs.insert(key, CidrAction::PASS);
-        } else if new.is_some() && !self.is_excluded(address) {
-            self.tables.cidrs.insert(key, CidrAction::CAPTURE);
+        } else if owner.is_some() && !self.is_excluded(address) {
+            self.tables.cidrs.insert(key, CidrAction::capture(group));
         } else {
             self.tables.cidrs.remove(&key);
         }
-        if old == new {
-            return;
-        }
-        if let Some(old) = old {
-            for port in guarded_ports(&old).keys() {
-                self.tables.app_ports.remove(&AppPortKey::new(address.into(), port.to_be()));
+        if let Some(workload) = owner.filter(|workload| self.is_local(workload)) {
+            for (port, mode) in guarded_ports(workload, group) {
+                self.tables.app_ports.insert(AppPortKey::new(address.into(), port.to_be()), mode);
             }
-            self.mark_services_of(&old);
-        }
-        if let Some(new) = new {
-            if self.is_local(&new) {
-                for (port, mode) in guarded_ports(&new) {
-                    self.tables.app_ports.insert(AppPortKey::new(address.into(), port.to_be()), mode);
-                }
-            }
-            self.mark_services_of(&new);
         }
         self.refresh_hosts_at(address);
     }
@@ -148,15 +153,23 @@ impl Engine {
     /// What guards a port of the workload of this node that has an address to itself.
     pub(super) fn guard_at(&self, address: SocketAddr) -> Option<AppPort> {
         let owner = self.addresses.winner(&address.ip()).filter(|workload| self.is_local(workload))?;
-        guarded_ports(owner).remove(&address.port())
+        let group = self.tables.snapshot.group_number(&owner.name);
+        guarded_ports(owner, group).remove(&address.port())
     }
 
     pub(super) fn refresh_local(&mut self, uid: &WorkloadUid) {
         let local = Arc::make_mut(&mut self.tables.local);
-        match self.local.winner(uid) {
+        let new = self.local.winner(uid).cloned();
+        let old = match &new {
             Some(workload) => local.insert(uid.clone(), Arc::clone(workload)),
             None => local.remove(uid),
         };
+        if let Some(workload) = new {
+            self.acquire_identity(&workload.identity);
+        }
+        if let Some(workload) = old {
+            self.release_identity(&workload.identity);
+        }
     }
 
     fn excluded_ranges(&self) -> impl Iterator<Item = &IpNet> {
@@ -174,8 +187,35 @@ pub(super) fn frontend_addresses(service: &Service) -> Vec<SocketAddr> {
     vips.flat_map(|vip| tcp_ports(service).map(move |port| SocketAddr::new(vip, port.port))).collect()
 }
 
-fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
+/// The port of a workload that a service's port leads to, if it has it.
+pub(super) fn target_port(workload: &Workload, target: &TargetPort) -> Option<u16> {
+    let port = match target {
+        TargetPort::Number(number) => *number,
+        TargetPort::Name(name) => *workload.ports.get(name)?,
+    };
+    (port != 0).then_some(port)
+}
+
+/// The policy group and port that all endpoints share; without that, group 0: only the proxy knows which one it picks.
+fn common_group(endpoints: &[Endpoint], groups: &SharedMap<ObjectName, Arc<PolicyGroup>>) -> (u32, u16) {
+    let of = |endpoint: &Endpoint| {
+        (groups.get(&endpoint.workload.name).map_or(0, |group| group.number), endpoint.address.port())
+    };
+    let Some((first, others)) = endpoints.split_first() else { return (0, 0) };
+    let (group, port) = of(first);
+    if group != 0 && others.iter().all(|other| of(other) == (group, port)) { (group, port) } else { (0, 0) }
+}
+
+pub(super) fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
     service.ports.iter().filter(|port| port.protocol == Protocol::Tcp)
+}
+
+fn errno(error: DeniedError) -> u32 {
+    let errno = match error {
+        DeniedError::AccessDenied => capture::EACCES,
+        DeniedError::ConnectionRefused => capture::ECONNREFUSED,
+    };
+    errno.unsigned_abs()
 }
 
 fn exclusions(mesh: Option<&Arc<Mesh>>) -> Vec<IpNet> {
@@ -187,10 +227,8 @@ fn range_key(range: IpNet) -> (u32, CidrKey) {
     (length, CidrKey::new(Ip::from(range.network())))
 }
 
-/// A workload's mode under port 0, and its exceptions.
-fn guarded_ports(workload: &Workload) -> BTreeMap<u16, AppPort> {
-    let mut ports: BTreeMap<u16, AppPort> =
-        workload.port_modes.iter().map(|(port, mode)| (*port, AppPort::new(*mode as u32, 0))).collect();
-    ports.insert(0, AppPort::new(workload.mode as u32, 0));
-    ports
+/// A workload's mode under port 0, and its exceptions; each with its policy group.
+fn guarded_ports(workload: &Workload, group: u32) -> BTreeMap<u16, AppPort> {
+    let exceptions = workload.port_modes.iter().map(|(port, mode)| (*port, *mode));
+    exceptions.chain([(0, workload.mode)]).map(|(port, mode)| (port, AppPort::new(mode as u32, group))).collect()
 }

@@ -148,7 +148,7 @@ impl Engine {
 
     /// A declared port as the kernel captures it.
     pub(super) fn host_frontend(&self, address: SocketAddr) -> Option<Frontend> {
-        let group = self.group_number(&self.host_at(address)?.name);
+        let group = self.tables.snapshot.group_number(&self.host_at(address)?.name);
         let port = if group == 0 { 0 } else { address.port() };
         Some(Frontend::new(0, 1, group, port.to_be(), 0))
     }
@@ -186,7 +186,7 @@ impl Engine {
     }
 
     fn guard_of(&self, workload: &Workload, port: u16) -> AppPort {
-        AppPort::new(workload.mode_of(port) as u32, self.group_number(&workload.name))
+        AppPort::new(workload.mode_of(port) as u32, self.tables.snapshot.group_number(&workload.name))
     }
 
     fn write_guard(&mut self, address: Ip, port: u16, guard: Option<AppPort>) {
@@ -195,10 +195,6 @@ impl Engine {
             Some(guard) => self.tables.app_ports.insert(key, guard),
             None => self.tables.app_ports.remove(&key),
         };
-    }
-
-    fn group_number(&self, workload: &ObjectName) -> u32 {
-        self.tables.snapshot.groups.get(workload).map_or(0, |group| group.number)
     }
 
     /// The addresses and ports at which a workload is in the mesh.

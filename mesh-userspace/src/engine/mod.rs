@@ -4,6 +4,7 @@
 //! the catalog's present contents alone, never on the way there.
 
 mod compile;
+mod grouping;
 mod host;
 mod index;
 mod number;
@@ -11,9 +12,16 @@ mod policy;
 mod shared_map;
 mod snapshot;
 mod tables;
+mod verdicts;
 
 #[cfg(test)]
+mod policy_properties;
+#[cfg(test)]
+mod policy_tests;
+#[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod replay;
 #[cfg(test)]
 mod tests;
 
@@ -21,12 +29,14 @@ pub(crate) use index::{SelectorIndex, selects};
 pub use policy::{GroupRule, PolicyGroup, RuleName};
 pub use shared_map::SharedMap;
 pub use snapshot::{Endpoint, FrontendView, Snapshot};
+pub(crate) use tables::is_group_header;
 pub use tables::{MapOp, Tables, diff};
 
 use crate::model::{Catalog, Node, NodeName, Object, ObjectKey, ObjectName, Service, Update, Workload, WorkloadUid};
+use grouping::Grouping;
 use host::Hosts;
 use index::Claims;
-use number::ServiceNumbers;
+use number::Numbers;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -40,13 +50,16 @@ use std::time::Instant;
 ///   (`Disabled` ones are not: the mesh could not authenticate them), its weight is not 0, it has the target port and
 ///   an address of the virtual address's family, and its node is known.
 /// - Where two services claim one address and port, or two workloads one address, the first by name has it.
+/// - A workload's policy group is made of its namespace's policies that name it as a target, or everyone. Through a
+///   service they hold only on the TCP ports that it targets; that an ALLOW policy is there denies the rest everywhere.
 /// - Addresses in `MeshConfig`'s excluded ranges are never captured, whoever owns them.
 #[derive(Debug)]
 pub struct Engine {
     node: NodeName,
     tables: Tables,
     selectors: SelectorIndex,
-    numbers: ServiceNumbers,
+    numbers: Numbers<ObjectName>,
+    grouping: Grouping,
     workloads_on: HashMap<NodeName, BTreeSet<ObjectName>>,
     frontends: Claims<SocketAddr, Arc<FrontendView>>,
     addresses: Claims<IpAddr, Arc<Workload>>,
@@ -66,7 +79,8 @@ impl Engine {
             node,
             tables: Tables::default(),
             selectors: SelectorIndex::default(),
-            numbers: ServiceNumbers::default(),
+            numbers: Numbers::new(1, u32::MAX),
+            grouping: Grouping::default(),
             workloads_on: HashMap::new(),
             frontends: Claims::default(),
             addresses: Claims::default(),
@@ -104,13 +118,14 @@ impl Engine {
             Update::Upsert(Object::Node(node)) => self.change_node(&node.name.clone(), Some(node)),
             Update::Upsert(Object::Service(service)) => self.change_service(&service.name.clone(), Some(service)),
             Update::Upsert(Object::Workload(workload)) => self.change_workload(&workload.name.clone(), Some(workload)),
-            // The helper that owns the engine compiles policies here.
-            Update::Upsert(Object::Policy(_)) | Update::Remove(ObjectKey::Policy(_)) => {}
+            Update::Upsert(Object::Policy(policy)) => self.change_policy(&policy.name.clone(), Some(policy)),
             Update::Remove(ObjectKey::Mesh) => self.change_mesh(None),
             Update::Remove(ObjectKey::Node(name)) => self.change_node(&name, None),
             Update::Remove(ObjectKey::Service(name)) => self.change_service(&name, None),
             Update::Remove(ObjectKey::Workload(name)) => self.change_workload(&name, None),
+            Update::Remove(ObjectKey::Policy(name)) => self.change_policy(&name, None),
         }
+        self.regroup();
         for name in std::mem::take(&mut self.dirty) {
             self.compile_service(&name);
         }
@@ -130,6 +145,9 @@ impl Engine {
         for name in old.workloads.iter().map(|(name, _)| name).filter(|name| !catalog.workloads.contains_key(*name)) {
             self.change_workload(name, None);
         }
+        for name in old.policies.iter().map(|(name, _)| name).filter(|name| !catalog.policies.contains_key(*name)) {
+            self.change_policy(name, None);
+        }
         for (name, node) in catalog.nodes {
             self.change_node(&name, Some(node));
         }
@@ -138,6 +156,9 @@ impl Engine {
         }
         for (name, service) in catalog.services {
             self.change_service(&name, Some(service));
+        }
+        for (name, policy) in catalog.policies {
+            self.change_policy(&name, Some(policy));
         }
     }
 
@@ -167,7 +188,9 @@ impl Engine {
         if old == new {
             return;
         }
+        let is_new = old.is_none();
         if let Some(old) = old {
+            self.mark_policies_of(&old);
             self.selectors.remove_service(&old);
             for address in compile::frontend_addresses(&old) {
                 self.frontends.remove(&address, name);
@@ -175,7 +198,11 @@ impl Engine {
             }
         }
         if let Some(new) = new {
+            if is_new {
+                self.numbers.acquire(name);
+            }
             self.selectors.insert_service(&new);
+            self.mark_policies_of(&new);
             self.dirty.insert(name.clone());
         } else {
             self.numbers.release(name);
@@ -192,6 +219,7 @@ impl Engine {
         if old == new {
             return;
         }
+        self.mark_workload(name, new.is_some());
         let mut touched = BTreeSet::new();
         if let Some(old) = &old {
             self.mark_services_of(old);
@@ -235,13 +263,16 @@ impl Engine {
 
     /// Has every service that selects this workload compiled again.
     fn mark_services_of(&mut self, workload: &Workload) {
+        let services: Vec<_> = self.services_of(workload).cloned().collect();
+        self.dirty.extend(services);
+    }
+
+    /// Every service that selects this workload.
+    fn services_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a ObjectName> {
         let services = &self.tables.snapshot.services;
-        self.dirty.extend(
-            self.selectors
-                .services_for(workload)
-                .filter(|name| services.get(*name).is_some_and(|service| index::selects(service, workload)))
-                .cloned(),
-        );
+        self.selectors
+            .services_for(workload)
+            .filter(|name| services.get(*name).is_some_and(|service| index::selects(service, workload)))
     }
 
     fn is_local(&self, workload: &Workload) -> bool {

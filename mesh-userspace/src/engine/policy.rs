@@ -24,7 +24,7 @@ pub struct RuleName {
     pub rule: Arc<str>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GroupRule {
     pub name: RuleName,
     pub action: PolicyAction,
@@ -36,6 +36,11 @@ pub struct GroupRule {
 }
 
 impl PolicyGroup {
+    /// Whether it is group 0: nothing is denied.
+    pub(super) fn is_default(&self) -> bool {
+        self.flags == 0 && self.rules.is_empty()
+    }
+
     /// What the rules say about a caller: its proven identity if it has one, its address, the workload's port.
     #[must_use]
     pub fn matched(&self, identity: Option<&SpiffeId>, address: IpAddr, port: u16) -> Matched {

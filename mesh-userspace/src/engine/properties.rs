@@ -1,5 +1,6 @@
 //! The engine against its meaning: a naive compile of the final catalog, whatever the way there.
 
+use super::replay::Kernel;
 use super::tests::{labels, mesh, name, node, service, workload};
 use super::*;
 use crate::model::{Mode, Protocol, ServicePort, TargetPort};
@@ -206,7 +207,7 @@ fn any_service() -> impl Strategy<Value = Service> {
     })
 }
 
-fn any_update() -> impl Strategy<Value = Update> {
+pub(super) fn any_update() -> impl Strategy<Value = Update> {
     let exclude = prop::sample::subsequence(vec!["10.96.0.0/31", "10.0.1.1/32", "fd00::/16", "10.0.0.0/8"], 0..3);
     prop_oneof![
         8 => any_workload().prop_map(|w| Update::Upsert(Object::Workload(Arc::new(w)))),
@@ -220,7 +221,7 @@ fn any_update() -> impl Strategy<Value = Update> {
     ]
 }
 
-fn apply(catalog: &mut Catalog, update: Update) {
+pub(super) fn apply(catalog: &mut Catalog, update: Update) {
     match update {
         Update::Snapshot(new) => *catalog = new,
         Update::Upsert(Object::Mesh(mesh)) => catalog.mesh = Some(mesh),
@@ -235,33 +236,6 @@ fn apply(catalog: &mut Catalog, update: Update) {
         Update::Remove(ObjectKey::Node(name)) => drop(catalog.nodes.remove(&name)),
         Update::Remove(ObjectKey::Service(name)) => drop(catalog.services.remove(&name)),
         Update::Remove(ObjectKey::Workload(name)) => drop(catalog.workloads.remove(&name)),
-    }
-}
-
-/// The kernel maps as plain maps, to replay operations on.
-#[derive(Clone, Debug, PartialEq)]
-struct Kernel {
-    frontends: BTreeMap<FrontendKey, Frontend>,
-    cidrs: BTreeMap<(u32, CidrKey), CidrAction>,
-    app_ports: BTreeMap<AppPortKey, AppPort>,
-}
-
-impl Kernel {
-    fn of(tables: &Tables) -> Self {
-        let Maps { cidrs, app_ports, .. } = tables.into();
-        Self { frontends: tables.frontends.iter().map(|(key, value)| (*key, *value)).collect(), cidrs, app_ports }
-    }
-
-    /// Every operation must change something: `diff` is minimal.
-    fn apply(&mut self, op: MapOp) {
-        match op {
-            MapOp::SetAppPort(key, value) => assert_ne!(self.app_ports.insert(key, value), Some(value)),
-            MapOp::SetCidr(length, key, value) => assert_ne!(self.cidrs.insert((length, key), value), Some(value)),
-            MapOp::SetFrontend(key, value) => assert_ne!(self.frontends.insert(key, value), Some(value)),
-            MapOp::RemoveFrontend(key) => assert!(self.frontends.remove(&key).is_some()),
-            MapOp::RemoveCidr(length, key) => assert!(self.cidrs.remove(&(length, key)).is_some()),
-            MapOp::RemoveAppPort(key) => assert!(self.app_ports.remove(&key).is_some()),
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::host::HostViews;
 use super::{PolicyGroup, SharedMap};
-use crate::model::{Mesh, Node, NodeName, ObjectName, Service, ServicePort, Workload};
+use crate::model::{AuthorizationPolicy, Mesh, Node, NodeName, ObjectName, Service, ServicePort, SpiffeId, Workload};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -41,6 +41,10 @@ pub struct Snapshot {
     pub(super) groups: SharedMap<ObjectName, Arc<PolicyGroup>>,
     /// By number, for what the kernel reports.
     pub(super) groups_by_number: SharedMap<u32, Arc<PolicyGroup>>,
+    pub(super) policies: SharedMap<ObjectName, Arc<AuthorizationPolicy>>,
+    /// Of workloads of this node: their numbers as sources in the kernel's tables.
+    pub(super) identities: SharedMap<SpiffeId, u32>,
+    pub(super) identities_by_number: SharedMap<u32, SpiffeId>,
 }
 
 impl Snapshot {
@@ -82,6 +86,34 @@ impl Snapshot {
     #[must_use]
     pub fn policy_group(&self, number: u32) -> Option<&Arc<PolicyGroup>> {
         self.groups_by_number.get(&number)
+    }
+
+    /// The number of a workload's policy group, 0 if nothing is denied.
+    pub(super) fn group_number(&self, workload: &ObjectName) -> u32 {
+        self.groups.get(workload).map_or(0, |group| group.number)
+    }
+
+    #[must_use]
+    pub fn policy(&self, name: &ObjectName) -> Option<&Arc<AuthorizationPolicy>> {
+        self.policies.get(name)
+    }
+
+    /// Every policy, in no useful order.
+    #[must_use]
+    pub fn policies(&self) -> &SharedMap<ObjectName, Arc<AuthorizationPolicy>> {
+        &self.policies
+    }
+
+    /// The number under which the kernel knows the identity of a workload of this node; 0 of others.
+    #[must_use]
+    pub fn identity_number(&self, identity: &SpiffeId) -> u32 {
+        self.identities.get(identity).copied().unwrap_or(0)
+    }
+
+    /// The identity that the kernel reports under a number; `None` once no workload of this node has it.
+    #[must_use]
+    pub fn identity(&self, number: u32) -> Option<&SpiffeId> {
+        self.identities_by_number.get(&number)
     }
 
     /// Every node, meshed or not, in no useful order.

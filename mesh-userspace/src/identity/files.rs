@@ -60,6 +60,11 @@ impl Key {
         Ok(Self(key))
     }
 
+    /// A key that was made here (PKCS #8, DER).
+    pub(super) fn from_pkcs8(der: Vec<u8>) -> Self {
+        Self(PrivateKeyDer::Pkcs8(der.into()))
+    }
+
     pub(crate) fn der(&self) -> &PrivateKeyDer<'static> {
         &self.0
     }

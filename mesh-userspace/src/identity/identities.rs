@@ -1,6 +1,7 @@
 //! The node's identities, which change while connections run.
 
 use super::bundle::{Bundle, Root};
+use super::files::{self, BUNDLE_FILE, PUBLIC};
 use super::generation::Generation;
 use super::locals::{Local, Locals};
 use super::material::Material;
@@ -43,6 +44,7 @@ struct Shared {
 enum Source {
     Files(PathBuf),
     Authority {
+        directory: PathBuf,
         wanted: watch::Sender<Arc<BTreeSet<SpiffeId>>>,
         rotations: mpsc::Sender<Option<SpiffeId>>,
         issuance: ArcSwap<BTreeMap<SpiffeId, Issuance>>,
@@ -76,11 +78,12 @@ impl Identities {
     /// # Errors
     /// If the bundle cannot be used; says what to do.
     pub fn issued(directory: &Path, trust_domain: &TrustDomain) -> Result<(Self, Orders), IdentityError> {
-        let bundle = Bundle::read(&directory.join(super::files::BUNDLE_FILE), trust_domain)?;
+        let bundle = Bundle::read(&directory.join(BUNDLE_FILE), trust_domain)?;
         let (wanted, wanted_receiver) = watch::channel(Arc::default());
         let (rotations, rotations_receiver) = mpsc::channel(ROTATIONS);
         let (issuance, bundle_version) = (ArcSwap::default(), watch::Sender::new(0));
-        let source = Source::Authority { wanted, rotations, issuance, bundle_version };
+        let directory = directory.to_owned();
+        let source = Source::Authority { directory, wanted, rotations, issuance, bundle_version };
         let identities = Self::new(source, trust_domain, bundle, Locals::default())?;
         Ok((identities, Orders { wanted: wanted_receiver, rotations: rotations_receiver }))
     }
@@ -271,20 +274,16 @@ impl Identities {
         (certificates.iter().filter_map(|root| certificate::root(root).ok()).collect(), version)
     }
 
-    pub(super) fn trust_domain(&self) -> &TrustDomain {
-        &self.shared.trust_domain
-    }
-
     pub(super) fn roots(&self) -> Arc<rustls::RootCertStore> {
         self.shared.current.load().bundle.roots.clone()
     }
 
-    /// Presents a certificate from now on, in place of an older one of the same identity.
-    pub(super) fn put(&self, local: Local) {
+    /// Presents these certificates from now on, in place of older ones of the same identities.
+    pub(super) fn put(&self, locals: Vec<Local>) {
         self.change(|| {
-            self.replace_locals(|locals| {
-                let mut next = locals.clone();
-                next.insert(Arc::new(local));
+            self.replace_locals(|present| {
+                let mut next = present.clone();
+                locals.into_iter().for_each(|local| next.insert(Arc::new(local)));
                 next
             });
         });
@@ -301,22 +300,38 @@ impl Identities {
         });
     }
 
-    /// Trusts these roots from now on, and no others. Does nothing if they are the same.
+    /// Trusts these roots from now on, and no others, and begins with them after a restart. Says whether they are
+    /// others than before.
     ///
     /// # Errors
     /// If the roots cannot be used; nothing has changed then.
-    pub(super) fn trust(&self, roots: Vec<CertificateDer<'static>>, version: u64) -> Result<(), IdentityError> {
+    pub(super) fn trust(&self, roots: Vec<CertificateDer<'static>>, version: u64) -> Result<bool, IdentityError> {
         let bundle = Bundle::new(roots, &self.shared.trust_domain)
             .map_err(|unusable| IdentityError::Refused(format!("the bundle cannot be used: {}", unusable.problem)))?;
-        self.change(|| {
+        let text = certificate::pem(&bundle.certificates);
+        let is_new = self.change(|| {
             let generation = self.generation_for(bundle)?;
+            let is_new = generation.is_some();
             self.replace_generation(generation);
-            Ok::<_, IdentityError>(())
+            Ok::<_, IdentityError>(is_new)
         })?;
-        if let Source::Authority { bundle_version, .. } = &self.shared.source {
+        if let Source::Authority { directory, bundle_version, .. } = &self.shared.source {
             bundle_version.send_replace(version);
+            if is_new && let Err(error) = files::write(&directory.join(BUNDLE_FILE), text.as_bytes(), PUBLIC) {
+                tracing::warn!(%error, "the new roots are in use, but a restart will begin with the old ones");
+            }
         }
-        Ok(())
+        Ok(is_new)
+    }
+
+    /// Identities whose certificate does not come from a root that is trusted now.
+    pub(super) fn orphans(&self, now: OffsetDateTime) -> Vec<SpiffeId> {
+        let (roots, provider) = (self.roots(), tls::provider());
+        let is_orphan = |local: &&Arc<Local>| {
+            let at = now.min(local.certificate.not_after);
+            certificate::check_chain(&local.key.cert, &roots, at, &provider).is_err()
+        };
+        self.shared.locals.load().iter().filter(is_orphan).map(|local| local.certificate.id.clone()).collect()
     }
 
     /// Shows how issuance is doing.

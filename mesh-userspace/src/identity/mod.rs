@@ -12,11 +12,13 @@ mod error;
 pub(crate) mod files;
 mod generation;
 mod identities;
+mod issuer;
 mod locals;
 mod material;
 mod name;
 mod refusal;
 mod renewal;
+mod request;
 mod sessions;
 mod source;
 mod status;
@@ -25,11 +27,14 @@ mod verify;
 
 #[cfg(test)]
 mod handshake_tests;
+#[cfg(test)]
+mod scripted_source;
 
 pub use bundle::Root;
 pub use certificate::{Certificate, expiry, peer_identity, pem};
 pub use error::IdentityError;
 pub use identities::{Identities, Orders};
+pub use issuer::Issuer;
 pub use name::server_name;
 pub use refusal::PeerRefusal;
 pub use source::{Answer, CertificateSource, SignedChain, SigningRequest, SourceError, TrustBundle};

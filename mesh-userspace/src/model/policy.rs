@@ -79,7 +79,7 @@ pub struct Rule {
 }
 
 /// One way in which a rule recognises a caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// A service account of the mesh's trust domain; without a name every one of the namespace.
     ServiceAccount { namespace: Arc<str>, name: Option<Arc<str>> },
@@ -116,16 +116,16 @@ pub struct InvalidSpiffePattern(pub String);
 
 /// `spiffe://<trust-domain>/ns/<glob>/sa/<glob>`, or `*` for every identity of the mesh. A glob has at most one `*`,
 /// which stands for any number of characters other than `/`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SpiffePattern(Pattern);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Pattern {
     Any,
     Parts { trust_domain: Arc<str>, namespace: Glob, account: Glob },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Glob {
     Exactly(Arc<str>),
     Around { prefix: Arc<str>, suffix: Arc<str> },

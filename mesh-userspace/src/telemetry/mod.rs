@@ -4,6 +4,7 @@
 pub mod access_log;
 mod bounded;
 pub mod catalog;
+pub mod certificates;
 pub mod connections;
 pub mod datapath;
 mod exposition;

@@ -6,7 +6,7 @@ use crate::bed::{
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::outcome::Outcome;
 use mesh_common::service::{CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, Pod};
-use mesh_userspace::datapath::Datapath;
+use mesh_userspace::datapath::{Datapath, Event};
 use mesh_userspace::engine::MapOp;
 use socket2::{Domain, Protocol, SockAddr, Socket};
 use std::io::{ErrorKind, Read};
@@ -313,7 +313,8 @@ async fn the_end_of_a_captured_connection_is_reported() {
     let mut data = Vec::new();
     accepted.read_to_end(&mut data).unwrap();
     drop((accepted, client));
-    let closed = tokio::time::timeout(std::time::Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+    let event = tokio::time::timeout(std::time::Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+    let Event::Closed(closed) = event else { panic!("{event:?}") };
     assert_eq!(closed.source(), source.ip().into());
     assert_eq!(closed.source_port_be(), source.port().to_be());
     assert_eq!(closed.destination(), record.addr());

@@ -1,5 +1,6 @@
 //! Real handshakes, over buffers in memory.
 
+mod issued;
 mod peers;
 mod reload;
 mod sessions;

@@ -54,6 +54,10 @@ impl Established {
     ) -> Result<Self, PeerRefusal> {
         // Of a resumed session these are the certificates of its first handshake: what the peer has proven.
         let lifetime = Lifetime::new([own_end, expiry(connection.peer_certificates().unwrap_or_default())]);
+        if lifetime.is_over() {
+            // Accepted within the second in which it ends.
+            return Err(PeerRefusal::Expired);
+        }
         let token = connection
             .export_keying_material([0; LANE_TOKEN], EXPORTER, None)
             .map_err(|error| PeerRefusal::from(&error))?;

@@ -1,11 +1,13 @@
 //! The testbed's own client, server, load generator and wiretap: everything about a connection that curl does not
 //! show. Prints one JSON document.
 
+mod attack;
 mod connect;
 mod exchange;
 mod hold;
 mod load;
 mod many;
+mod packet;
 mod pattern;
 mod server;
 mod sniff;
@@ -65,6 +67,9 @@ enum Probe {
     Hold(hold::Options),
     /// Requests and responses on a few connections; latency percentiles.
     Load(load::Options),
+    /// Do what no honest client does.
+    #[command(subcommand)]
+    Attack(attack::Attack),
     /// Watch a link and search it for plaintext, until SIGTERM or the end of input.
     Sniff(sniff::Options),
 }
@@ -119,6 +124,7 @@ fn main() -> ExitCode {
         Probe::Stall(options) => exchange::report(|call| stall::stall(&options, call)),
         Probe::Hold(options) => exchange::report(|call| hold::hold(&options, call)),
         Probe::Many(options) => exchange::report(|call| many::many(&options, call)),
+        Probe::Attack(attack) => exchange::report(|call| attack::run(&attack, call)),
         Probe::Load(options) => load::run(&options),
         Probe::Sniff(options) => sniff::run(&options),
     };
