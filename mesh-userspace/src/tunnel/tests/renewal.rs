@@ -2,7 +2,7 @@
 
 use super::world::{CART, SHOP, World, authority, id, pattern, read_all, send_pattern, until};
 use super::world::{header, within};
-use crate::identity::ca::{Authority, Validity};
+use crate::ca::{Authority, Validity};
 use crate::identity::{Identities, PeerRefusal};
 use crate::model::TransportChoice::{self, Lanes, Quic};
 use crate::model::TrustDomain;
