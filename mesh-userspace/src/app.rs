@@ -5,6 +5,7 @@ mod cleanup;
 mod command;
 mod host;
 mod limits;
+mod policies;
 mod reconcile;
 mod running;
 mod sources;

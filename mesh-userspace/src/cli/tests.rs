@@ -20,7 +20,7 @@ pub(super) fn run(socket: &Path, arguments: &[&str]) -> (Exit, String, String) {
     (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
-fn json<T: Item + Serialize>(items: Vec<T>) -> String {
+pub(super) fn json<T: Item + Serialize>(items: Vec<T>) -> String {
     serde_json::to_string(&Document::new(items)).unwrap()
 }
 

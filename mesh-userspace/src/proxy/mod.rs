@@ -1,5 +1,6 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
+pub mod explain;
 mod failure;
 mod host;
 mod inbound;
