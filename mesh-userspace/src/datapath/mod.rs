@@ -114,12 +114,18 @@ impl Datapath {
     ///
     /// A map is full or cannot be written; the operations before it are done.
     pub fn apply(&mut self, ops: &[MapOp]) -> anyhow::Result<()> {
+        let mut are_switched = false;
         for op in ops {
             match op {
                 MapOp::SetDeniedErrno(errno) => self
                     .settings
                     .set(&(CfgSlot::DeniedErrno as u32), &u64::from(*errno))
                     .context("cannot write map CFG")?,
+                MapOp::RemoveVerdict(_) if !are_switched => {
+                    are_switched = true;
+                    tables::wait_for_running_programs();
+                    self.tables.apply(op)?;
+                }
                 op => self.tables.apply(op)?,
             }
         }

@@ -27,6 +27,15 @@ fn prefix<K: Copy>(length: u32, range: &K) -> PrefixKey<K> {
     PrefixKey { length, range: *range }
 }
 
+/// Waits for the programs that run now: those that have read a reference to a policy group ask for its header, and
+/// refuse the connection if it is gone. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, within which every program
+/// runs (kernel: not with nohz_full; a connect() at that very moment may then be refused in vain).
+pub(super) fn wait_for_running_programs() {
+    if let Err(error) = rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global) {
+        tracing::debug!(%error, "cannot wait for the programs that run now");
+    }
+}
+
 pub(super) struct Tables {
     pub(super) pods: OwnTable<u64, Pod>,
     frontends: OwnTable<FrontendKey, Frontend>,
@@ -100,6 +109,7 @@ impl Tables {
         self.frontends.retain(|key| frontends.contains(key))?;
         self.cidrs.retain(|key| cidrs.contains(key))?;
         self.app_ports.retain(|key| app_ports.contains(key))?;
+        wait_for_running_programs();
         self.verdicts.retain(|key| !is_group_header(key) || verdicts.contains(key))?;
         self.verdicts.retain(|key| verdicts.contains(key))?;
         self.ranges.retain(|key| ranges.contains(key))

@@ -1,8 +1,13 @@
 //! The eBPF programs and the daemon's side of them, on a real kernel: who is captured, what is recorded, what is
 //! guarded, and what stays when the daemon dies. Needs root.
 
+mod agreement;
 mod bed;
 mod capture;
 mod guard;
 mod host;
 mod lifecycle;
+mod oracle;
+mod run;
+mod scene;
+mod verdicts;
