@@ -5,13 +5,15 @@
 //! [`mesh_common::policy::decide`].
 //!
 //! Who may import whom (`cargo xtask tidy` checks it), to the left only, siblings in braces never each other:
-//! `mesh-common < model < engine, balance < identity < {datapath, netns, control, tunnel} < proxy < admin < config <
+//! `mesh-common < model < engine, balance < identity < {datapath, netns, control, tunnel, ca} < proxy < admin < config <
 //! app < bin`; `runtime` and `telemetry` are leaves that anyone may use and that use nobody; `cli` speaks to the
-//! daemon through its socket and uses `model`, `control` (to validate) and `admin`'s documents only.
+//! daemon through its socket and uses `model`, `control` (to validate), `admin`'s documents, and `ca`'s client with
+//! `identity` (to join: the authority is on another node, and there may be no daemon yet).
 
 pub mod admin;
 pub mod app;
 pub mod balance;
+pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod control;

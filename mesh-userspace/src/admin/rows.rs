@@ -20,6 +20,7 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/v1/lanes", get(|State(sources): State<Sources>| list(sources.lanes)))
         .route("/v1/diagnostics", get(|State(sources): State<Sources>| list(sources.diagnostics)))
         .route("/v1/connections", get(connections))
+        .merge(super::certificates::routes())
         .fallback(|uri: Uri| async move { failed(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
         .with_state(sources)
 }
@@ -34,7 +35,7 @@ async fn status(State(sources): State<Sources>) -> Response {
     answer(document.await)
 }
 
-async fn list<T: Item + Serialize + Send + 'static>(rows: Ask<Vec<T>>) -> Response {
+pub(super) async fn list<T: Item + Serialize + Send + 'static>(rows: Ask<Vec<T>>) -> Response {
     answer(ask(move || Document::new(rows())).await)
 }
 
@@ -59,7 +60,7 @@ pub(super) async fn ask<T: Send + 'static>(
     tokio::task::spawn_blocking(question).await
 }
 
-fn answer<T: Serialize>(document: Result<Document<T>, tokio::task::JoinError>) -> Response {
+pub(super) fn answer<T: Serialize>(document: Result<Document<T>, tokio::task::JoinError>) -> Response {
     match document {
         Ok(document) => Json(document).into_response(),
         Err(error) => refused(&error),
@@ -72,6 +73,6 @@ pub(super) fn refused(error: &tokio::task::JoinError) -> Response {
     failed(StatusCode::INTERNAL_SERVER_ERROR, "the daemon failed to answer; its log says why".to_owned())
 }
 
-fn failed(status: StatusCode, message: String) -> Response {
+pub(super) fn failed(status: StatusCode, message: String) -> Response {
     (status, Json(ErrorDocument::new(message))).into_response()
 }

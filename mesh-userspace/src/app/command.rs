@@ -2,8 +2,8 @@
 
 use super::App;
 use super::cleanup::cleanup;
+use crate::ca;
 use crate::config::{Config, duration};
-use crate::identity::ca;
 use crate::model::{ObjectName, TrustDomain};
 use crate::telemetry;
 use anyhow::{Context as _, Result};

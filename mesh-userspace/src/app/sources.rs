@@ -1,5 +1,6 @@
 //! What the admin interface and the scrape show, gathered from the rooms that know it.
 
+use super::certificates;
 use super::reconcile::Report;
 use crate::admin::documents::{
     CertificateRow, ConfigStatus, ConnectionCounts, DiagnosticRow, EndpointCounts, LaneRow, MapRow, OutcomeRow,
@@ -95,6 +96,7 @@ impl Wiring {
                 Arc::new(move |limit| wiring.context.live.snapshot(limit))
             },
             lanes: wiring.ask(|wiring| wiring.context.tunnel.lanes().iter().map(lane).collect()),
+            certificates: certificates::sources(&wiring.identities),
             diagnostics: wiring.ask(|wiring| wiring.catalog.borrow().diagnostics.iter().map(diagnostic).collect()),
         }
     }
@@ -142,8 +144,7 @@ impl Wiring {
     }
 
     fn certificates(&self) -> Vec<CertificateRow> {
-        let certificates = self.identities.certificates().into_iter();
-        certificates.map(|c| CertificateRow::new(c.id.to_string(), c.serial, c.not_after.into())).collect()
+        certificates::rows(&self.identities)
     }
 
     fn outcomes(&self) -> Vec<OutcomeRow> {
@@ -190,6 +191,7 @@ impl Wiring {
             name: workload.name.name().to_owned(),
             node: workload.node.to_string(),
             addresses: workload.addresses.iter().map(ToString::to_string).collect(),
+            network: if workload.is_host_network() { "host" } else { "own" }.to_owned(),
             mode: match workload.mode {
                 Mode::Disabled => "disabled",
                 Mode::Permissive => "permissive",

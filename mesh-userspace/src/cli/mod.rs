@@ -1,6 +1,7 @@
 //! `nodemesh`, the operator's command: asks the daemon over its local socket and prints the answer, or checks a catalog
 //! without a daemon. Data goes to standard output, everything else to standard error.
 
+mod cert;
 mod fetch;
 mod show;
 mod table;
@@ -90,6 +91,9 @@ enum Verb {
     /// List what the daemon knows
     #[command(subcommand)]
     Get(Resource),
+    /// Look at this node's certificates and roots, and renew certificates
+    #[command(subcommand)]
+    Cert(cert::Verb),
     /// Check a catalog directory; needs neither a daemon nor privileges
     Validate {
         /// The directory with the catalog's YAML files
@@ -231,6 +235,7 @@ impl<W: Write> Session<'_, W> {
             Verb::Get(Resource::Lanes) => self.get::<LaneRow>("/v1/lanes"),
             Verb::Get(Resource::Diagnostics) => self.get::<DiagnosticRow>("/v1/diagnostics"),
             Verb::Get(Resource::Connections { limit }) => self.connections(*limit),
+            Verb::Cert(verb) => self.cert(verb),
             Verb::Validate { directory, failure_threshold } => self.validate(directory, *failure_threshold),
             Verb::Version => self.version(),
         }

@@ -129,6 +129,12 @@ impl Contents {
         self.documents.is_empty()
     }
 
+    /// Whether any document gives no object; each such is reported.
+    #[must_use]
+    pub fn has_broken(&self) -> bool {
+        !self.broken.is_empty()
+    }
+
     #[must_use]
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics

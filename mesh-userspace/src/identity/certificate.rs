@@ -27,7 +27,7 @@ pub struct Certificate {
 impl Certificate {
     /// # Errors
     /// `BadCertificate` if it is malformed or does not name exactly one identity.
-    pub(super) fn parse(certificate: &CertificateDer<'_>) -> Result<Self, PeerRefusal> {
+    pub(crate) fn parse(certificate: &CertificateDer<'_>) -> Result<Self, PeerRefusal> {
         let parsed = parse(certificate)?;
         let validity = parsed.validity();
         Ok(Self {
@@ -123,21 +123,33 @@ pub fn pem(chain: &[CertificateDer<'_>]) -> String {
 }
 
 /// The trust domain that a root certificate claims (`spiffe://<trust-domain>`), if it claims any.
-pub(super) fn claimed_trust_domain(root: &CertificateDer<'_>) -> Result<Option<String>, PeerRefusal> {
+pub(crate) fn claimed_trust_domain(root: &CertificateDer<'_>) -> Result<Option<String>, PeerRefusal> {
     let parsed = parse(root)?;
     Ok(uris(&parsed)?.into_iter().find_map(|uri| uri.strip_prefix("spiffe://").map(str::to_owned)))
 }
 
 /// From when to when a certificate is valid.
-pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<(OffsetDateTime, OffsetDateTime), PeerRefusal> {
+pub(crate) fn validity(certificate: &CertificateDer<'_>) -> Result<(OffsetDateTime, OffsetDateTime), PeerRefusal> {
     let parsed = parse(certificate)?;
     let validity = parsed.validity();
     Ok((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
 }
 
 /// Whether the certificate is of this public key (DER, SubjectPublicKeyInfo).
-pub(super) fn has_public_key(certificate: &CertificateDer<'_>, public_key: &[u8]) -> bool {
+pub(crate) fn has_public_key(certificate: &CertificateDer<'_>, public_key: &[u8]) -> bool {
     parse(certificate).is_ok_and(|parsed| parsed.public_key().raw == public_key)
+}
+
+/// The URI names of a certificate, whatever they say; `None` if it is malformed.
+pub(crate) fn uris_of(certificate: &CertificateDer<'_>) -> Option<Vec<String>> {
+    let parsed = parse(certificate).ok()?;
+    Some(uris(&parsed).ok()?.into_iter().map(str::to_owned).collect())
+}
+
+/// A certificate's serial number, in lower-case hexadecimal.
+pub(crate) fn serial_of(certificate: &CertificateDer<'_>) -> Option<String> {
+    let parsed = parse(certificate).ok()?;
+    Some(parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PeerRefusal> {

@@ -27,7 +27,7 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    pub(super) fn file(path: &Path, problem: impl Display, fix: impl Into<String>) -> Self {
+    pub(crate) fn file(path: &Path, problem: impl Display, fix: impl Into<String>) -> Self {
         Self::File { path: path.to_owned(), problem: problem.to_string(), fix: fix.into() }
     }
 }

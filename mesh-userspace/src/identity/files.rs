@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 use zeroize::{Zeroize, Zeroizing};
 
 /// Permission bits of a private key's file.
-pub(super) const PRIVATE: u32 = 0o600;
+pub(crate) const PRIVATE: u32 = 0o600;
 /// Permission bits of a certificate's file.
-pub(super) const PUBLIC: u32 = 0o644;
+pub(crate) const PUBLIC: u32 = 0o644;
 
 /// The name of a certificate's file beside its key.
-pub(super) const CERTIFICATE_FILE: &str = "cert.pem";
+pub(crate) const CERTIFICATE_FILE: &str = "cert.pem";
 /// The name of a key's file.
-pub(super) const KEY_FILE: &str = "key.pem";
+pub(crate) const KEY_FILE: &str = "key.pem";
 /// The name of the file with the mesh's root certificates.
-pub(super) const BUNDLE_FILE: &str = "bundle.pem";
+pub(crate) const BUNDLE_FILE: &str = "bundle.pem";
 
 /// Certificates of a PEM file, at least one.
-pub(super) fn read_certificates(path: &Path, fix: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+pub(crate) fn read_certificates(path: &Path, fix: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let text = fs::read(path).map_err(|error| IdentityError::file(path, error, fix))?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
@@ -34,7 +34,7 @@ pub(super) fn read_certificates(path: &Path, fix: &str) -> Result<Vec<Certificat
 }
 
 /// A text file, empty if there is none.
-pub(super) fn read_text(path: &Path) -> Result<String, IdentityError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, IdentityError> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         other => other.map_err(|error| IdentityError::file(path, error, "make sure that it can be read")),
@@ -42,11 +42,11 @@ pub(super) fn read_text(path: &Path) -> Result<String, IdentityError> {
 }
 
 /// A private key, wiped from memory when dropped.
-pub(super) struct Key(PrivateKeyDer<'static>);
+pub(crate) struct Key(PrivateKeyDer<'static>);
 
 impl Key {
     /// Reads a PEM file that nobody but its owner may read.
-    pub(super) fn read(path: &Path, fix: &str) -> Result<Self, IdentityError> {
+    pub(crate) fn read(path: &Path, fix: &str) -> Result<Self, IdentityError> {
         let mut file = fs::File::open(path).map_err(|error| IdentityError::file(path, error, fix))?;
         let permissions = file.metadata().map_err(|error| IdentityError::file(path, error, fix))?.mode() & 0o7777;
         if permissions & 0o077 != 0 {
@@ -60,7 +60,12 @@ impl Key {
         Ok(Self(key))
     }
 
-    pub(super) fn der(&self) -> &PrivateKeyDer<'static> {
+    /// A key that was made here (PKCS #8, DER).
+    pub(super) fn from_pkcs8(der: Vec<u8>) -> Self {
+        Self(PrivateKeyDer::Pkcs8(der.into()))
+    }
+
+    pub(crate) fn der(&self) -> &PrivateKeyDer<'static> {
         &self.0
     }
 }
@@ -72,7 +77,7 @@ impl Drop for Key {
 }
 
 /// Makes a directory for keys, and its parents.
-pub(super) fn make_directory(path: &Path) -> Result<(), IdentityError> {
+pub(crate) fn make_directory(path: &Path) -> Result<(), IdentityError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -81,31 +86,13 @@ pub(super) fn make_directory(path: &Path) -> Result<(), IdentityError> {
 }
 
 /// Writes a file whole or not at all, replacing an older one.
-pub(super) fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), IdentityError> {
-    place(path, content, mode, |temporary| fs::rename(temporary, path))
-}
-
-/// Writes a file whole or not at all; an older one stays and is an error.
-pub(super) fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), IdentityError> {
-    place(path, content, mode, |temporary| {
-        // A hard link, unlike a rename, fails where something already has the name.
-        fs::hard_link(temporary, path)?;
-        fs::remove_file(temporary)
-    })
-}
-
-fn place(
-    path: &Path,
-    content: &[u8],
-    mode: u32,
-    publish: impl FnOnce(&Path) -> io::Result<()>,
-) -> Result<(), IdentityError> {
+pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), IdentityError> {
     let temporary = temporary_beside(path);
     let outcome = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
-        publish(&temporary)?;
+        fs::rename(&temporary, path)?;
         // The name itself must survive a power cut too.
         path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
     })();
@@ -129,11 +116,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_new_file_never_replaces_an_old_one() {
+    fn a_file_is_replaced_as_a_whole() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a");
-        write_new(&path, b"first", PRIVATE).unwrap();
-        assert!(write_new(&path, b"second", PRIVATE).is_err());
+        write(&path, b"first", PRIVATE).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"first");
         write(&path, b"third", PRIVATE).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"third");

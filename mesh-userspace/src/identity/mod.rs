@@ -1,4 +1,4 @@
-//! Who a workload is, and how two of them prove it: certificates on disk, a small CA that writes them, and the TLS
+//! Who a workload is, and how two of them prove it: certificates from files or an authority, renewed in time, and the TLS
 //! configurations made of them.
 //!
 //! Each side checks the other's exact identity: a client accepts one SPIFFE ID only (its configuration is made for one
@@ -7,30 +7,34 @@
 //! handshake.
 
 mod bundle;
-pub mod ca;
-mod certificate;
+pub(crate) mod certificate;
 mod error;
-mod files;
+pub(crate) mod files;
 mod generation;
 mod identities;
+mod issuer;
 mod locals;
 mod material;
 mod name;
 mod refusal;
 mod renewal;
+mod request;
 mod sessions;
 mod source;
 mod status;
-mod tls;
+pub(crate) mod tls;
 mod verify;
 
 #[cfg(test)]
 mod handshake_tests;
+#[cfg(test)]
+mod scripted_source;
 
 pub use bundle::Root;
 pub use certificate::{Certificate, expiry, peer_identity, pem};
 pub use error::IdentityError;
 pub use identities::{Identities, Orders};
+pub use issuer::Issuer;
 pub use name::server_name;
 pub use refusal::PeerRefusal;
 pub use source::{Answer, CertificateSource, SignedChain, SigningRequest, SourceError, TrustBundle};

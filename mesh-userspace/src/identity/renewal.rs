@@ -74,10 +74,6 @@ impl Entry {
         self.last_error.as_deref()
     }
 
-    pub(super) fn is_in_flight(&self) -> bool {
-        self.in_flight.is_some()
-    }
-
     fn is_due(&self, now: Now) -> bool {
         self.in_flight.is_none()
             && self.retry_at.is_none_or(|at| at <= now.steady)
@@ -85,7 +81,7 @@ impl Entry {
     }
 
     /// How long until it is due; `None` while an answer is awaited.
-    fn wait(&self, now: Now) -> Option<Duration> {
+    pub(super) fn wait(&self, now: Now) -> Option<Duration> {
         if self.in_flight.is_some() {
             return None;
         }
@@ -215,9 +211,15 @@ impl Renewal {
         lives.min().map_or(BUNDLE_INTERVAL, |life| (life / 12).clamp(Duration::from_secs(1), BUNDLE_INTERVAL))
     }
 
-    /// Whether the authority has given or refused each certificate at least once.
-    pub(super) fn is_answered(&self) -> bool {
-        self.entries.values().all(|entry| entry.is_answered)
+    /// Whether the authority has given or refused each of these certificates at least once, as far as it is still
+    /// wanted.
+    pub(super) fn is_answered(&self, ids: &BTreeSet<SpiffeId>) -> bool {
+        ids.iter().filter_map(|id| self.entries.get(id)).all(|entry| entry.is_answered)
+    }
+
+    /// Why the last attempt for an identity failed.
+    pub(super) fn last_error(&self, id: &SpiffeId) -> Option<&str> {
+        self.entries.get(id)?.last_error()
     }
 
     /// Certificates that have come nearer to their end than when this was last asked.

@@ -44,6 +44,18 @@ pub enum SourceError {
     Invalid(String),
 }
 
+impl SourceError {
+    /// A stable label.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Refused { .. } => "refused",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
 /// A certificate authority as a node sees it. Built in: the client of `ca`. Sources of other meshes and issuers
 /// (SPIRE, cert-manager, Istio's CA) come in here.
 pub trait CertificateSource: Send + Sync + 'static {

@@ -19,7 +19,7 @@ use std::sync::{Arc, LazyLock};
 const SERVER_SESSIONS: usize = 4096;
 
 /// The one crypto provider. Its default order of key exchanges puts X25519MLKEM768 first.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
     PROVIDER.clone()
 }

@@ -2,6 +2,7 @@
 
 mod mesh;
 mod name;
+mod node_id;
 mod policy;
 mod service;
 mod spiffe;
@@ -10,6 +11,7 @@ mod workload;
 
 pub use mesh::{Mesh, Node, TransportChoice};
 pub use name::{InvalidName, NodeName, ObjectName};
+pub use node_id::NodeId;
 pub use policy::{
     AuthorizationPolicy, DefaultAction, DeniedError, InvalidSpiffePattern, PolicyAction, PolicyTarget, Rule, Source,
     SpiffePattern,

@@ -1,6 +1,7 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
 mod failure;
+mod host;
 mod inbound;
 mod kernel;
 mod local;
@@ -13,6 +14,7 @@ mod session;
 pub mod verdict;
 
 pub use failure::Failure;
+pub use host::HostOutbound;
 pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
 pub use outbound::Outbound;

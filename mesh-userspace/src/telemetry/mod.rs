@@ -3,7 +3,9 @@
 
 pub mod access_log;
 mod bounded;
+pub mod ca;
 pub mod catalog;
+pub mod certificates;
 pub mod connections;
 pub mod datapath;
 mod exposition;

@@ -36,6 +36,10 @@ impl Lifetime {
         (self.end - self.opened) / 40
     }
 
+    pub(super) fn is_over(&self) -> bool {
+        Instant::now() >= self.end
+    }
+
     /// What came of a new handshake, in words of the metrics.
     pub(super) fn renewed_by(&self, new: &Self) -> &'static str {
         if new.not_after > self.not_after { "renewed" } else { "unchanged" }
@@ -71,6 +75,7 @@ mod tests {
         for ends in [[past, future], [None, future], [None, None]] {
             let lifetime = Lifetime::new(ends);
             assert_eq!((lifetime.renew, lifetime.end), (lifetime.opened, lifetime.opened));
+            assert!(lifetime.is_over());
         }
         let far = Lifetime::new([future, future]);
         assert!(far.end > far.renew);

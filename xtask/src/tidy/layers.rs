@@ -14,17 +14,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("netns", &["model", "engine", "balance", "identity"]),
     ("control", &["model", "engine", "balance", "identity"]),
     ("tunnel", &["model", "engine", "balance", "identity"]),
-    ("proxy", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel"]),
-    ("admin", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "proxy"]),
-    ("config", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "proxy", "admin"]),
+    ("ca", &["model", "engine", "balance", "identity"]),
+    ("proxy", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca"]),
+    ("admin", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "proxy"]),
+    (
+        "config",
+        &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "proxy", "admin"],
+    ),
     (
         "app",
         &[
-            "model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "proxy", "admin",
+            "model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "proxy", "admin",
             "config",
         ],
     ),
-    ("cli", &["model", "control", "admin"]),
+    // `nodemesh join` speaks to an authority, which is on another node: not through this node's daemon.
+    ("cli", &["model", "control", "admin", "ca", "identity"]),
     ("runtime", &[]),
     ("telemetry", &[]),
 ];

@@ -29,14 +29,9 @@ pub(in crate::control) fn workload(
     top.finish(findings);
     let mut spec = spec?;
     let node = spec.require("node", findings).and_then(|entry| {
-        let text = fields::text(&entry.value, "spec.node", findings)?;
-        match NodeName::parse(text) {
-            Ok(node) => Some((node, entry.value.at)),
-            Err(error) => {
-                findings.report(Code::InvalidName, entry.value.at, error.to_string(), None);
-                None
-            }
-        }
+        let name = NodeName::parse(fields::text(&entry.value, "spec.node", findings)?);
+        let node = name.map_err(|error| findings.report(Code::InvalidName, entry.value.at, error.to_string(), None));
+        Some((node.ok()?, entry.value.at))
     });
     let (addresses, addresses_at) = workload_addresses(&mut spec, findings);
     let namespace = name.as_ref().map_or("default", ObjectName::namespace);

@@ -1,11 +1,11 @@
 //! Broken documents, each with the code and the place that its author must be shown.
 
 use super::super::{Code, Diagnostic, has_errors, parse_documents, validate};
-use super::{MESH, NODE, places, service, workload, write};
+use super::{MESH, NODE, golden_policy, places, service, workload, write};
 use std::collections::BTreeSet;
 
 /// A document (or several) and what is wrong in it: code, line, column, and a word of the message or help.
-type Golden = (&'static str, &'static str, &'static [(&'static str, u32, u32, &'static str)]);
+pub(super) type Golden = (&'static str, &'static str, &'static [(&'static str, u32, u32, &'static str)]);
 
 /// Wrong in themselves.
 const ALONE: &[Golden] = &[
@@ -177,7 +177,7 @@ fn mismatch(what: &str, found: &[Diagnostic], expected: &[(&str, u32, u32, &str)
 #[test]
 fn what_is_wrong_in_itself_is_shown_at_its_place() {
     let mut mismatches = String::new();
-    for (what, text, expected) in ALONE {
+    for (what, text, expected) in ALONE.iter().chain(golden_policy::ALONE) {
         let contents = parse_documents("a.yaml", text.as_bytes());
         mismatches += &mismatch(what, contents.diagnostics(), expected);
         assert_eq!(contents.is_empty(), has_errors(contents.diagnostics()), "{what}");
@@ -196,15 +196,15 @@ fn what_is_wrong_with_a_file_names_the_file() {
 }
 
 /// What is done, the text of `x.yaml`, and the findings: code, file, line, column, and a word of it.
-type Together = (&'static str, String, Vec<(&'static str, &'static str, u32, u32, &'static str)>);
+pub(super) type Together = (&'static str, String, Vec<(&'static str, &'static str, u32, u32, &'static str)>);
 
 /// Wrong together with the sound files `mesh.yaml`, `node.yaml`, `web.yaml` (service, 10.96.0.1) and `w1.yaml`
 /// (workload, 10.0.1.1); the text is that of `x.yaml`.
 fn together() -> Vec<Together> {
-    [collisions(), dangling()].concat()
+    [collisions(), dangling(), golden_policy::together()].concat()
 }
 
-fn with(text: &str, from: &str, to: &str) -> String {
+pub(super) fn with(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "{from} is not in {text}");
     text.replace(from, to)
 }
@@ -338,12 +338,24 @@ fn one_file_is_checked_by_itself() {
 
 #[test]
 fn every_code_has_a_golden_document() {
-    let mut shown: BTreeSet<&str> = ALONE.iter().flat_map(|(.., found)| found.iter().map(|found| found.0)).collect();
+    let alone = ALONE.iter().chain(golden_policy::ALONE);
+    let mut shown: BTreeSet<&str> = alone.flat_map(|(.., found)| found.iter().map(|found| found.0)).collect();
     shown.extend(together().iter().flat_map(|(.., found)| found.iter().map(|found| found.0).collect::<Vec<_>>()));
     let elsewhere = ["M0100", "M0101", "M0102", "M0103", "M0105", "M0106", "M0109", "M0303", "M0309", "M0310"];
     let missing: Vec<_> =
         Code::ALL.iter().filter(|code| !shown.contains(code.as_str()) && !elsewhere.contains(&code.as_str())).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn every_example_in_the_reference_is_sound() {
+    let reference = include_str!("../../../../docs/CATALOG.md");
+    let examples: Vec<_> = reference.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(examples.len() >= 9);
+    for example in examples {
+        let contents = parse_documents("CATALOG.md", example.as_bytes());
+        assert_eq!((contents.diagnostics(), contents.is_empty()), (&[][..], false), "{example}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 mod fuzz;
 mod golden;
+mod golden_policy;
+mod policies;
 mod retention;
 mod watching;
 
@@ -48,4 +50,11 @@ pub(super) fn places(found: &[Diagnostic]) -> Vec<(&str, &str, u32, u32)> {
 pub(super) fn errors(directory: &Directory) -> Vec<(&str, &str, u32, u32)> {
     let errors = directory.diagnostics().iter().filter(|found| found.severity == Severity::Error);
     errors.map(|d| (d.code.as_str(), d.file.as_str(), d.line, d.column)).collect()
+}
+
+/// A policy of namespace shop; `spec` in flow style, on line 4.
+pub(super) fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: nodemesh.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+    )
 }

@@ -1,11 +1,12 @@
 //! Real handshakes, over buffers in memory.
 
+mod issued;
 mod peers;
 mod reload;
 mod sessions;
 
-use super::ca::{Authority, Validity, init};
 use super::{ALPN, Identities, IdentityError, PeerRefusal, peer_identity, server_name};
+use crate::ca::{Authority, Validity, init};
 use crate::model::{SpiffeId, TrustDomain};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ServerConfig, ServerConnection};

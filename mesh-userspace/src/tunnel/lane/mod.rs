@@ -77,6 +77,7 @@ impl From<Closing> for OpenError {
         match closing {
             // With TLS 1.3 a client learns of the server's refusal after its own handshake.
             Closing::Tls(refusal) => Self::Handshake(refusal),
+            Closing::Expired => Self::Handshake(PeerRefusal::Expired),
             _ => Self::Closed,
         }
     }

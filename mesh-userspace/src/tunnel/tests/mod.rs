@@ -5,4 +5,5 @@ mod fuzz;
 mod hostile;
 mod moves;
 mod pool;
+mod renewal;
 mod world;

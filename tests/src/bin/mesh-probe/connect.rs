@@ -60,7 +60,7 @@ pub(crate) fn connect(way: Way, options: &ConnectOptions) -> io::Result<(TcpStre
             socket.connect(&address)?;
         }
         Way::FastopenConnect => {
-            set_fastopen_connect(&socket)?;
+            set_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)?;
             socket.connect(&address)?;
         }
         Way::MsgFastopen => {
@@ -95,18 +95,10 @@ fn connect_nonblocking(socket: &Socket, address: &SockAddr, timeout: Duration) -
     socket.set_nonblocking(false)
 }
 
-fn set_fastopen_connect(socket: &Socket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let size = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open, and the kernel reads `size` bytes of `on`.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_FASTOPEN_CONNECT,
-            std::ptr::from_ref(&on).cast(),
-            size,
-        )
-    };
+/// Sets an option that is an integer.
+pub(crate) fn set_option(socket: &Socket, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open, and the kernel reads `size` bytes of `value`.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), size) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,11 +1,14 @@
 //! The testbed's own client, server, load generator and wiretap: everything about a connection that curl does not
 //! show. Prints one JSON document.
 
+mod attack;
 mod connect;
 mod exchange;
+mod hand;
 mod hold;
 mod load;
 mod many;
+mod packet;
 mod pattern;
 mod server;
 mod sniff;
@@ -61,10 +64,16 @@ enum Probe {
     Stall(stall::Options),
     /// Make many short connections, each with its own message.
     Many(many::ManyOptions),
+    /// Make a socket here and connect it elsewhere.
+    #[command(subcommand)]
+    Hand(hand::Hand),
     /// Keep connections open, idle or chattering, until the end of input.
     Hold(hold::Options),
     /// Requests and responses on a few connections; latency percentiles.
     Load(load::Options),
+    /// Do what no honest client does.
+    #[command(subcommand)]
+    Attack(attack::Attack),
     /// Watch a link and search it for plaintext, until SIGTERM or the end of input.
     Sniff(sniff::Options),
 }
@@ -117,8 +126,10 @@ fn main() -> ExitCode {
         }
         Probe::Reset { options, by } => exchange::report(|call| exchange::reset(&options, by, call)),
         Probe::Stall(options) => exchange::report(|call| stall::stall(&options, call)),
+        Probe::Hand(hand) => exchange::report(|call| hand::run(&hand, call)),
         Probe::Hold(options) => exchange::report(|call| hold::hold(&options, call)),
         Probe::Many(options) => exchange::report(|call| many::many(&options, call)),
+        Probe::Attack(attack) => exchange::report(|call| attack::run(&attack, call)),
         Probe::Load(options) => load::run(&options),
         Probe::Sniff(options) => sniff::run(&options),
     };

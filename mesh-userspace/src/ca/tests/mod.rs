@@ -1,0 +1,6 @@
+//! The authority from all sides: its files, its store, and over real sockets those who should and should not get
+//! something from it.
+
+mod files;
+mod nodes;
+mod world;
