@@ -1,12 +1,16 @@
 //! What the daemon answers when asked: versioned JSON on a local socket for the CLI; metrics, readiness and liveness on
-//! a TCP port. It reads snapshots only and changes nothing.
+//! a TCP port. It reads snapshots only and changes nothing, but
+//! for a certificate authority in the same process: its tokens, nodes and rotation.
 
+mod authority;
+pub mod ca_documents;
 pub mod documents;
 mod pages;
 mod rows;
 mod server;
 mod socket;
 
+pub use authority::Hosted;
 pub use documents::DEFAULT_SOCKET;
 pub use server::{Config, Server};
 
@@ -33,6 +37,24 @@ pub struct Sources {
     pub connections: Arc<dyn Fn(usize) -> Snapshot + Send + Sync>,
     pub lanes: Ask<Vec<LaneRow>>,
     pub diagnostics: Ask<Vec<DiagnosticRow>>,
+    /// The certificate authority, if one runs in this daemon.
+    pub authority: Option<Hosted>,
+}
+
+/// What a process shows that is a certificate authority and nothing else.
+#[derive(Clone)]
+pub struct AuthoritySources {
+    pub metrics: Arc<Metrics>,
+    /// As in [`Sources`].
+    pub not_ready: Ask<Vec<String>>,
+    pub authority: Hosted,
+}
+
+/// What every process shows.
+#[derive(Clone)]
+struct Process {
+    metrics: Arc<Metrics>,
+    not_ready: Ask<Vec<String>>,
 }
 
 impl fmt::Debug for Sources {

@@ -1,7 +1,7 @@
 //! The unix socket: the CLI's documents.
 
 use super::documents::{ConnectionRow, Document, ErrorDocument, Item};
-use super::{Ask, Sources};
+use super::{Ask, Hosted, Sources, authority};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -20,8 +20,18 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/v1/lanes", get(|State(sources): State<Sources>| list(sources.lanes)))
         .route("/v1/diagnostics", get(|State(sources): State<Sources>| list(sources.diagnostics)))
         .route("/v1/connections", get(connections))
-        .fallback(|uri: Uri| async move { failed(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
+        .merge(authority::router(sources.authority.clone()))
+        .fallback(absent)
         .with_state(sources)
+}
+
+/// Of a process that is a certificate authority and nothing else.
+pub(super) fn authority_router(hosted: Hosted) -> Router {
+    authority::router(Some(hosted)).fallback(absent)
+}
+
+async fn absent(uri: Uri) -> Response {
+    failed(StatusCode::NOT_FOUND, format!("there is no {}", uri.path()))
 }
 
 async fn status(State(sources): State<Sources>) -> Response {
@@ -59,7 +69,7 @@ pub(super) async fn ask<T: Send + 'static>(
     tokio::task::spawn_blocking(question).await
 }
 
-fn answer<T: Serialize>(document: Result<Document<T>, tokio::task::JoinError>) -> Response {
+pub(super) fn answer<T: Serialize>(document: Result<Document<T>, tokio::task::JoinError>) -> Response {
     match document {
         Ok(document) => Json(document).into_response(),
         Err(error) => refused(&error),
@@ -72,6 +82,6 @@ pub(super) fn refused(error: &tokio::task::JoinError) -> Response {
     failed(StatusCode::INTERNAL_SERVER_ERROR, "the daemon failed to answer; its log says why".to_owned())
 }
 
-fn failed(status: StatusCode, message: String) -> Response {
+pub(super) fn failed(status: StatusCode, message: String) -> Response {
     (status, Json(ErrorDocument::new(message))).into_response()
 }

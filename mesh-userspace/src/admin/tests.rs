@@ -60,6 +60,7 @@ fn sources(not_ready: &Arc<Mutex<Vec<String>>>, live: &LiveConnections) -> Sourc
         connections: Arc::new(move |limit| live.snapshot(limit)),
         lanes: Arc::new(|| panic!("a question that panics")),
         diagnostics: Arc::new(Vec::new),
+        authority: None,
     }
 }
 
