@@ -150,7 +150,7 @@ async fn perform<T: Item + Serialize + Send + 'static>(
 
 /// No body at all stands for every default.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, CaError> {
-    let body = if body.is_empty() { b"{}" } else { body };
+    let body: &[u8] = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map_err(|error| malformed(&error))
 }
 

@@ -1,10 +1,10 @@
 //! Asks the daemon: one HTTP request over its unix socket, bounded in time and size.
 
 use crate::admin::documents::{Document, ErrorDocument, Item};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::io::{self, ErrorKind};
@@ -76,10 +76,20 @@ impl<'a> Daemon<'a> {
 
     /// Fetches a document and checks that it is what this version understands.
     pub(super) fn get<T: Item + DeserializeOwned>(&self, path: &str) -> Result<Document<T>, FetchError> {
+        self.send(Method::GET, path, Vec::new())
+    }
+
+    /// Asks for a change, with a JSON body, and reads the document that answers it.
+    pub(super) fn send<T: Item + DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<Document<T>, FetchError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let request = async {
             let timeout = FetchError::Timeout { socket: self.socket.to_owned(), timeout: self.timeout };
-            tokio::time::timeout(self.timeout, self.request(path)).await.unwrap_or(Err(timeout))
+            tokio::time::timeout(self.timeout, self.request(method, path, body)).await.unwrap_or(Err(timeout))
         };
         let body = runtime.map_err(FetchError::Runtime)?.block_on(request)?;
         let document: Document<T> =
@@ -92,7 +102,7 @@ impl<'a> Daemon<'a> {
         }
     }
 
-    async fn request(&self, path: &str) -> Result<Bytes, FetchError> {
+    async fn request(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, FetchError> {
         let stream = UnixStream::connect(self.socket)
             .await
             .map_err(|error| FetchError::Unreachable { socket: self.socket.to_owned(), error })?;
@@ -100,9 +110,12 @@ impl<'a> Daemon<'a> {
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broke_off(&error))?;
         // Errors of the connection come out at the request as well.
         let driver = tokio::spawn(connection);
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(hyper::header::HOST, "nodemeshd")
-            .body(Empty::<Bytes>::new())
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
             .map_err(|error| FetchError::Unknown(error.to_string()))?;
         let answer = sender.send_request(request).await.map_err(|error| self.broke_off(&error))?;
         let status = answer.status();

@@ -275,7 +275,7 @@ fn span(span: Duration) -> String {
 }
 
 /// When a certificate ends, and how far away that is.
-fn expiry(not_after: &str, now: SystemTime) -> String {
+pub(super) fn expiry(not_after: &str, now: SystemTime) -> String {
     match parse_timestamp(not_after).map(|end| (end.duration_since(now), now.duration_since(end))) {
         Some((Ok(left), _)) => format!("{not_after} (in {})", span(left)),
         Some((_, Ok(ago))) => format!("{not_after} (expired {} ago)", span(ago)),
