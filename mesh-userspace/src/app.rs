@@ -1,5 +1,6 @@
 //! The composition root: configuration in, a bound daemon out, a running daemon until it is told to stop.
 
+mod ca;
 mod certificates;
 mod cleanup;
 mod command;
@@ -49,6 +50,7 @@ pub struct App {
     namespaces: Namespaces,
     flows: FlowMetrics,
     datapath: Datapath,
+    authority: Option<ca::Hosted>,
 }
 
 impl App {
@@ -71,6 +73,8 @@ impl App {
                 config.catalog.display()
             )
         };
+        let snapshot = Arc::new(ArcSwap::default());
+        let authority = ca::Hosted::inside(&config, &mut metrics, &snapshot)?;
         let identities = Identities::load(&config.identity, &mesh.trust_domain)?;
         metrics.tls(offered_tls(&identities));
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
@@ -78,7 +82,7 @@ impl App {
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
         let context = Arc::new(Context {
             node: config.node.clone(),
-            snapshot: Arc::new(ArcSwap::default()),
+            snapshot,
             locals: LocalWorkloads::default(),
             tunnel: Tunnel::new(config.tunnel.clone(), identities.clone(), tunnel_metrics),
             tunnel_port: config.tunnel_port,
@@ -106,6 +110,7 @@ impl App {
             namespaces,
             flows,
             datapath,
+            authority,
         })
     }
 
