@@ -3,6 +3,7 @@
 mod certificates;
 mod cleanup;
 mod command;
+mod issuance;
 mod limits;
 mod reconcile;
 mod running;
@@ -29,6 +30,7 @@ use crate::tunnel::Tunnel;
 use crate::{admin, control, tunnel};
 use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
+use issuance::Issuance;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -39,6 +41,7 @@ pub struct App {
     context: Arc<Context>,
     metrics: Metrics,
     identities: Identities,
+    issuance: Option<Issuance>,
     catalog: watch::Receiver<control::Health>,
     first: Catalog,
     updates: mpsc::Receiver<Update>,
@@ -69,7 +72,7 @@ impl App {
                 config.catalog.display()
             )
         };
-        let identities = Identities::load(&config.identity, &mesh.trust_domain)?;
+        let (identities, issuance) = issuance::open(&config.identity, &mesh.trust_domain, metrics.registry())?;
         metrics.tls(offered_tls(&identities));
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
         let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
@@ -96,6 +99,7 @@ impl App {
             context,
             metrics,
             identities,
+            issuance,
             catalog,
             first,
             updates,

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub struct Config {
     pub node: NodeName,
     pub catalog: PathBuf,
-    pub identity: PathBuf,
+    pub identity: Identity,
     pub tunnel: crate::tunnel::Config,
     /// Port of every node's tunnel: the one this node listens on.
     pub tunnel_port: u16,
@@ -23,6 +23,15 @@ pub struct Config {
     pub log: Log,
     /// How long SIGTERM waits for connections to end by themselves.
     pub drain: Duration,
+}
+
+/// Where the certificates of this node's workloads come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Files in a directory, written by someone else.
+    Files { directory: PathBuf },
+    /// A certificate authority, which this node has joined: the directory holds its own certificate and the roots.
+    Authority { directory: PathBuf, addresses: Vec<String> },
 }
 
 /// What goes to standard error.
@@ -38,7 +47,7 @@ struct RawConfig {
     node: String,
     cgroup: RawCgroups,
     catalog: RawDirectory,
-    identity: RawDirectory,
+    identity: RawIdentity,
     tunnel: RawTunnel,
     #[serde(default)]
     datapath: RawDatapath,
@@ -62,6 +71,29 @@ enum RawCgroups {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawDirectory {
     directory: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawIdentity {
+    directory: PathBuf,
+    ca: Option<RawAuthority>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawAuthority {
+    address: Vec<SocketAddr>,
+}
+
+impl RawIdentity {
+    fn checked(self) -> Result<Identity> {
+        let Self { directory, ca } = self;
+        let Some(ca) = ca else { return Ok(Identity::Files { directory }) };
+        ensure!(!ca.address.is_empty(), "identity.ca.address: name at least one address, e.g. ['10.0.0.1:9416']");
+        let addresses = ca.address.iter().map(ToString::to_string).collect();
+        Ok(Identity::Authority { directory, addresses })
+    }
 }
 
 #[derive(Deserialize)]
@@ -166,7 +198,7 @@ impl Config {
         Ok(Self {
             node,
             catalog: raw.catalog.directory,
-            identity: raw.identity.directory,
+            identity: raw.identity.checked()?,
             tunnel,
             tunnel_port: port,
             datapath: crate::datapath::Config {
@@ -262,6 +294,16 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
     }
 
     #[test]
+    fn certificates_come_from_files_unless_an_authority_is_named() {
+        let directory = PathBuf::from("/var/lib/nodemesh/identity");
+        let files = Identity::Files { directory: directory.clone() };
+        assert_eq!(Config::parse(SMALLEST).unwrap().identity, files);
+        let text = SMALLEST.replace("nodemesh/identity}", "nodemesh/identity, ca: {address: ['10.0.0.1:9416']}}");
+        let addresses = vec!["10.0.0.1:9416".to_owned()];
+        assert_eq!(Config::parse(&text).unwrap().identity, Identity::Authority { directory, addresses });
+    }
+
+    #[test]
     fn unusable_values_are_refused_with_the_field() {
         for (from, to, field) in [
             ("node: n1", "node: N_1", "node"),
@@ -269,6 +311,8 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
             ("'[fd00::1]:15008'", "'[fd00::1]:15009'", "tunnel.listen"),
             ("}\n", "}\ndatapath: {pin: a/b}\n", "datapath.pin"),
             ("}\n", "}\ndrain: 5 minutes\n", "drain"),
+            ("nodemesh/identity}", "nodemesh/identity, ca: {address: []}}", "identity.ca.address"),
+            ("nodemesh/identity}", "nodemesh/identity, ca: {address: [here]}}", "address"),
         ] {
             let error = format!("{:#}", Config::parse(&SMALLEST.replacen(from, to, 1)).unwrap_err());
             assert!(error.contains(field), "{error}");
