@@ -3,8 +3,10 @@
 mod certificates;
 mod cleanup;
 mod command;
+mod host;
 mod issuance;
 mod limits;
+mod policies;
 mod reconcile;
 mod running;
 mod sources;

@@ -149,6 +149,9 @@ pub struct WorkloadRow {
     pub name: String,
     pub node: String,
     pub addresses: Vec<String>,
+    /// `own`: a network namespace of its own; `host`: its node's, with its node's addresses.
+    #[serde(default)]
+    pub network: String,
     /// `strict`, `permissive` or `disabled`.
     pub mode: String,
     /// The SPIFFE ID.

@@ -5,12 +5,15 @@ mod certificates;
 pub mod documents;
 mod identity_rows;
 mod pages;
+pub mod policies;
+mod policy_rows;
 mod rows;
 mod server;
 mod socket;
 
 pub use certificates::Certificates;
 pub use documents::DEFAULT_SOCKET;
+pub use policy_rows::PolicySources;
 pub use server::{Config, Server};
 
 use crate::telemetry::Metrics;
@@ -37,6 +40,7 @@ pub struct Sources {
     pub lanes: Ask<Vec<LaneRow>>,
     pub diagnostics: Ask<Vec<DiagnosticRow>>,
     pub certificates: Certificates,
+    pub policy: PolicySources,
 }
 
 impl fmt::Debug for Sources {

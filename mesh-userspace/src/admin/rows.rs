@@ -1,7 +1,7 @@
 //! The unix socket: the CLI's documents.
 
 use super::documents::{ConnectionRow, Document, ErrorDocument, Item};
-use super::{Ask, Sources};
+use super::{Ask, Sources, policy_rows};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +21,7 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/v1/diagnostics", get(|State(sources): State<Sources>| list(sources.diagnostics)))
         .route("/v1/connections", get(connections))
         .merge(super::certificates::routes())
+        .merge(policy_rows::routes())
         .fallback(|uri: Uri| async move { failed(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
         .with_state(sources)
 }

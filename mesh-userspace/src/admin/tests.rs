@@ -57,6 +57,11 @@ fn sources(not_ready: &Arc<Mutex<Vec<String>>>, live: &LiveConnections) -> Sourc
         status: Arc::new(|| Status { node: "n1".to_owned(), ..Status::default() }),
         workloads: Arc::new(Vec::new),
         services: Arc::new(move || vec![service("web"), service("cart")]),
+        policy: PolicySources {
+            policies: Arc::new(Vec::new),
+            plaintext: Arc::new(Vec::new),
+            explain: Arc::new(|question| Err(format!("{question:?} is unclear"))),
+        },
         connections: Arc::new(move |limit| live.snapshot(limit)),
         lanes: Arc::new(|| panic!("a question that panics")),
         diagnostics: Arc::new(Vec::new),

@@ -1,13 +1,12 @@
-//! The certificate authority, seen from both sides.
+//! The certificate authority that runs in this process.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
@@ -17,12 +16,6 @@ struct Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Request {
-    operation: &'static str,
-    result: &'static str,
 }
 
 /// Families of an authority; clones share their values.
@@ -74,39 +67,5 @@ impl CaMetrics {
 
     pub fn nodes(&self, count: usize) {
         self.nodes.set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-}
-
-/// A node's requests to its authority; clones share their values.
-#[derive(Clone, Debug)]
-pub struct CaClientMetrics {
-    requests: Family<Request, Histogram, fn() -> Histogram>,
-}
-
-impl Default for CaClientMetrics {
-    fn default() -> Self {
-        Self { requests: Family::new_with_constructor(buckets) }
-    }
-}
-
-fn buckets() -> Histogram {
-    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
-}
-
-impl CaClientMetrics {
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register_with_unit(
-            "ca_requests",
-            "How long this node's requests to the certificate authority took",
-            Unit::Seconds,
-            metrics.requests.clone(),
-        );
-        metrics
-    }
-
-    /// A request has ended: `ok`, `refused`, `unavailable` or `invalid`.
-    pub fn took(&self, operation: &'static str, result: &'static str, time: Duration) {
-        self.requests.get_or_create(&Request { operation, result }).observe(time.as_secs_f64());
     }
 }

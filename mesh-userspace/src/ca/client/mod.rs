@@ -18,7 +18,6 @@ use crate::ca::authority::public_key_digest;
 use crate::identity::certificate::uris_of;
 use crate::identity::{Answer, CertificateSource, SignedChain, SigningRequest, SourceError, TrustBundle};
 use crate::model::NodeId;
-use crate::telemetry::ca::CaClientMetrics;
 use arc_swap::ArcSwap;
 use hyper::Method;
 use join::{certificates, check_roots};
@@ -30,7 +29,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -58,7 +57,6 @@ pub struct CaClient {
     renew: Notify,
     /// One renewal at a time: there is one place for the key to come.
     renewing: tokio::sync::Mutex<()>,
-    metrics: CaClientMetrics,
 }
 
 /// What this node proves itself with.
@@ -96,12 +94,7 @@ impl CaClient {
     ///
     /// # Errors
     /// If there is no address, or the node has not joined.
-    pub fn open(
-        directory: &Path,
-        addresses: Vec<String>,
-        timeout: Duration,
-        metrics: CaClientMetrics,
-    ) -> Result<Arc<Self>, CaError> {
+    pub fn open(directory: &Path, addresses: Vec<String>, timeout: Duration) -> Result<Arc<Self>, CaError> {
         if addresses.is_empty() {
             return Err(Refusal::new(Reason::RequestMalformed, "no address of a certificate authority is given").into());
         }
@@ -117,7 +110,6 @@ impl CaClient {
             epoch: AtomicU64::new(u64::MAX),
             renew: Notify::new(),
             renewing: tokio::sync::Mutex::default(),
-            metrics,
         }))
     }
 
@@ -160,7 +152,7 @@ impl CaClient {
         let key = self.files.prepare().map_err(|error| local(&error))?;
         let csr = csr::make(&key, &id.to_string()).map_err(|error| local(&error))?;
         let request = RenewRequest { csr: Bytes(csr) };
-        let answer: RenewAnswer = self.ask("renew", Method::POST, "/v1/renew", Some(&request)).await?;
+        let answer: RenewAnswer = self.ask(Method::POST, "/v1/renew", Some(&request)).await?;
         let chain = certificates(answer.chain);
         if chain.first().and_then(uris_of).is_none_or(|uris| uris != [id.to_string()]) {
             return Err(SourceError::Invalid(format!("its certificate is not that of {id}")));
@@ -180,7 +172,7 @@ impl CaClient {
 
     async fn fetch_bundle(&self) -> Result<TrustBundle, SourceError> {
         let path = format!("/v1/bundle?have={}", self.have.load(Ordering::Acquire));
-        let answer: BundleAnswer = self.ask("bundle", Method::GET, &path, None::<&()>).await?;
+        let answer: BundleAnswer = self.ask(Method::GET, &path, None::<&()>).await?;
         let bundle = TrustBundle { roots: certificates(answer.roots), version: answer.version, epoch: answer.epoch };
         let credentials = self.credentials.load_full();
         check_roots(&bundle.roots, credentials.id.trust_domain()).map_err(SourceError::Invalid)?;
@@ -207,7 +199,7 @@ impl CaClient {
                 .iter()
                 .map(|request| IdentityRequest { id: request.id.to_string(), csr: Bytes(request.csr.clone()) });
             let body = SignRequest { requests: wanted.collect() };
-            let answer: SignAnswer = self.ask("sign", Method::POST, "/v1/sign", Some(&body)).await?;
+            let answer: SignAnswer = self.ask(Method::POST, "/v1/sign", Some(&body)).await?;
             if answer.answers.len() != some.len() {
                 let text = format!("{} requests, {} answers", some.len(), answer.answers.len());
                 return Err(SourceError::Invalid(text));
@@ -225,7 +217,6 @@ impl CaClient {
     /// Asks the authorities in turn, beginning with the one that answered last. A refusal is an answer.
     async fn ask<T: DeserializeOwned>(
         &self,
-        operation: &'static str,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
@@ -236,10 +227,8 @@ impl CaClient {
         for offset in 0..self.addresses.len() {
             let index = (first + offset) % self.addresses.len();
             let dial = self.credentials.load().dial.clone();
-            let started = Instant::now();
             let asked = dial.ask(&self.addresses[index], method.clone(), path, |_| Ok(body.clone())).await;
             let asked = asked.map_err(SourceError::from);
-            self.metrics.took(operation, result(asked.as_ref().err()), started.elapsed());
             match asked {
                 Ok(answer) => {
                     self.preferred.store(index, Ordering::Relaxed);
@@ -266,16 +255,6 @@ impl CertificateSource for CaClient {
 impl fmt::Debug for CaClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CaClient").field("addresses", &self.addresses).finish_non_exhaustive()
-    }
-}
-
-/// The label of a result.
-fn result(error: Option<&SourceError>) -> &'static str {
-    match error {
-        None => "ok",
-        Some(SourceError::Refused { .. }) => "refused",
-        Some(SourceError::Unavailable(_)) => "unavailable",
-        Some(SourceError::Invalid(_)) => "invalid",
     }
 }
 

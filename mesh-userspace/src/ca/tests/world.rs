@@ -9,7 +9,7 @@ use crate::ca::{
 };
 use crate::identity::SourceError;
 use crate::model::{NodeName, SpiffeId, TrustDomain};
-use crate::telemetry::ca::{CaClientMetrics, CaMetrics};
+use crate::telemetry::ca::CaMetrics;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -142,7 +142,7 @@ impl World {
 
     pub(super) fn client_of(&self, directory: &TempDir, addresses: Vec<String>) -> Arc<CaClient> {
         let timeout = Duration::from_secs(10);
-        CaClient::open(directory.path(), addresses, timeout, CaClientMetrics::default()).unwrap()
+        CaClient::open(directory.path(), addresses, timeout).unwrap()
     }
 
     /// An attacker's configuration without a certificate, who knows the root.
