@@ -1,9 +1,12 @@
 //! The composition root: configuration in, a bound daemon out, a running daemon until it is told to stop.
 
 mod ca;
+mod certificates;
 mod cleanup;
 mod command;
+mod host;
 mod limits;
+mod policies;
 mod reconcile;
 mod running;
 mod sources;

@@ -1,17 +1,22 @@
 //! What the daemon answers when asked: versioned JSON on a local socket for the CLI; metrics, readiness and liveness on
-//! a TCP port. It reads snapshots only and changes nothing, but
-//! for a certificate authority in the same process: its tokens, nodes and rotation.
+//! a TCP port. It reads snapshots; the few things that it can be told to do stand beside them.
 
 mod authority;
 pub mod ca_documents;
+mod certificates;
 pub mod documents;
+mod identity_rows;
 mod pages;
+pub mod policies;
+mod policy_rows;
 mod rows;
 mod server;
 mod socket;
 
 pub use authority::Hosted;
+pub use certificates::Certificates;
 pub use documents::DEFAULT_SOCKET;
+pub use policy_rows::PolicySources;
 pub use server::{Config, Server};
 
 use crate::telemetry::Metrics;
@@ -37,6 +42,8 @@ pub struct Sources {
     pub connections: Arc<dyn Fn(usize) -> Snapshot + Send + Sync>,
     pub lanes: Ask<Vec<LaneRow>>,
     pub diagnostics: Ask<Vec<DiagnosticRow>>,
+    pub certificates: Certificates,
+    pub policy: PolicySources,
     /// The certificate authority, if one runs in this daemon.
     pub authority: Option<Hosted>,
 }

@@ -1,7 +1,7 @@
 //! The unix socket: the CLI's documents.
 
 use super::documents::{ConnectionRow, Document, ErrorDocument, Item};
-use super::{Ask, Hosted, Sources, authority};
+use super::{Ask, Hosted, Sources, authority, policy_rows};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +20,8 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/v1/lanes", get(|State(sources): State<Sources>| list(sources.lanes)))
         .route("/v1/diagnostics", get(|State(sources): State<Sources>| list(sources.diagnostics)))
         .route("/v1/connections", get(connections))
+        .merge(super::certificates::routes())
+        .merge(policy_rows::routes())
         .merge(authority::router(sources.authority.clone()))
         .fallback(absent)
         .with_state(sources)
@@ -44,7 +46,7 @@ async fn status(State(sources): State<Sources>) -> Response {
     answer(document.await)
 }
 
-async fn list<T: Item + Serialize + Send + 'static>(rows: Ask<Vec<T>>) -> Response {
+pub(super) async fn list<T: Item + Serialize + Send + 'static>(rows: Ask<Vec<T>>) -> Response {
     answer(ask(move || Document::new(rows())).await)
 }
 

@@ -1,6 +1,7 @@
 //! What the admin interface and the scrape show, gathered from the rooms that know it.
 
 use super::reconcile::Report;
+use super::{certificates, policies};
 use crate::admin::documents::{
     CertificateRow, ConfigStatus, ConnectionCounts, DiagnosticRow, EndpointCounts, LaneRow, MapRow, OutcomeRow,
     ServiceRow, Status, WorkloadCounts, WorkloadRow,
@@ -64,8 +65,11 @@ pub(super) fn register_kernel(metrics: &mut Metrics, counters: Counters, identit
         lost: Box::new(move || {
             let counts = lost.outcomes().into_iter();
             counts
-                .filter(|(outcome, _)| *outcome == Outcome::EventLost)
-                .map(|(_, count)| Lost { source: "close_records", count })
+                .filter_map(|(outcome, count)| match outcome {
+                    Outcome::EventLost => Some(Lost { source: "close_records", count }),
+                    Outcome::VerdictLost => Some(Lost { source: "verdict_records", count }),
+                    _ => None,
+                })
                 .collect()
         }),
         certificates: Box::new(move || {
@@ -98,6 +102,8 @@ impl Wiring {
                 Arc::new(move |limit| wiring.context.live.snapshot(limit))
             },
             lanes: wiring.ask(|wiring| wiring.context.tunnel.lanes().iter().map(lane).collect()),
+            certificates: certificates::sources(&wiring.identities),
+            policy: policies::sources(&wiring.context),
             diagnostics: wiring.ask(|wiring| wiring.catalog.borrow().diagnostics.iter().map(diagnostic).collect()),
         }
     }
@@ -145,8 +151,7 @@ impl Wiring {
     }
 
     fn certificates(&self) -> Vec<CertificateRow> {
-        let certificates = self.identities.certificates().into_iter();
-        certificates.map(|c| CertificateRow::new(c.id.to_string(), c.serial, c.not_after.into())).collect()
+        certificates::rows(&self.identities)
     }
 
     fn outcomes(&self) -> Vec<OutcomeRow> {
@@ -193,6 +198,7 @@ impl Wiring {
             name: workload.name.name().to_owned(),
             node: workload.node.to_string(),
             addresses: workload.addresses.iter().map(ToString::to_string).collect(),
+            network: if workload.is_host_network() { "host" } else { "own" }.to_owned(),
             mode: match workload.mode {
                 Mode::Disabled => "disabled",
                 Mode::Permissive => "permissive",

@@ -63,6 +63,15 @@ impl FetchError {
     }
 }
 
+/// A value as it stands in a query: everything but letters, digits and `-_.~` is escaped.
+pub(super) fn encode(value: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    value.bytes().map(byte).collect()
+}
+
 /// A daemon, known by its socket.
 pub(super) struct Daemon<'a> {
     socket: &'a Path,
@@ -77,6 +86,11 @@ impl<'a> Daemon<'a> {
     /// Fetches a document and checks that it is what this version understands.
     pub(super) fn get<T: Item + DeserializeOwned>(&self, path: &str) -> Result<Document<T>, FetchError> {
         self.send(Method::GET, path, Vec::new())
+    }
+
+    /// Asks for something to be done; the answer says what was.
+    pub(super) fn post<T: Item + DeserializeOwned>(&self, path: &str) -> Result<Document<T>, FetchError> {
+        self.send(Method::POST, path, Vec::new())
     }
 
     /// Asks for a change, with a JSON body, and reads the document that answers it.

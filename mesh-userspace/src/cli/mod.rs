@@ -2,7 +2,9 @@
 //! without a daemon. Data goes to standard output, everything else to standard error.
 
 mod authority;
+mod cert;
 mod fetch;
+mod policy;
 mod show;
 mod table;
 mod validate;
@@ -10,6 +12,7 @@ mod validate;
 use crate::admin::documents::{
     ConnectionRow, DEFAULT_SOCKET, DiagnosticRow, Document, Item, LaneRow, ServiceRow, Status, VersionRow, WorkloadRow,
 };
+use crate::admin::policies::{PlaintextRow, PolicyRow};
 use authority::{CaVerb, JoinArguments, NodeVerb};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fetch::{Daemon, FetchError};
@@ -92,6 +95,18 @@ enum Verb {
     /// List what the daemon knows
     #[command(subcommand)]
     Get(Resource),
+    /// Look at this node's certificates and roots, and renew certificates
+    #[command(subcommand)]
+    Cert(cert::Verb),
+    /// Say what would happen to a connection: where it goes, how it arrives, which rule decides. Exit code 3: refused
+    Explain {
+        /// Who calls: NAMESPACE/WORKLOAD, an IP address or a SPIFFE ID
+        #[arg(value_name = "SRC")]
+        source: String,
+        /// What is called: NAMESPACE/SERVICE, NAMESPACE/WORKLOAD or an IP address
+        #[arg(value_name = "DST[:PORT]")]
+        destination: String,
+    },
     /// Check a catalog directory; needs neither a daemon nor privileges
     Validate {
         /// The directory with the catalog's YAML files
@@ -140,6 +155,11 @@ enum Resource {
     /// What is wrong with the catalog that the daemon reads
     #[command(visible_aliases = ["diagnostic", "diag"])]
     Diagnostics,
+    /// Authorization policies, whom they are for, and how often they decided on this node
+    #[command(visible_aliases = ["policy", "pol"])]
+    Policies,
+    /// Who called workloads of this node in plaintext: what still keeps them from STRICT
+    Plaintext,
 }
 
 /// Connections asked for where the command line names no number.
@@ -250,7 +270,11 @@ impl<W: Write> Session<'_, W> {
             Verb::Get(Resource::Services) => self.get::<ServiceRow>("/v1/services"),
             Verb::Get(Resource::Lanes) => self.get::<LaneRow>("/v1/lanes"),
             Verb::Get(Resource::Diagnostics) => self.get::<DiagnosticRow>("/v1/diagnostics"),
+            Verb::Get(Resource::Policies) => self.get::<PolicyRow>("/v1/policies"),
+            Verb::Get(Resource::Plaintext) => self.get::<PlaintextRow>("/v1/plaintext"),
             Verb::Get(Resource::Connections { limit }) => self.connections(*limit),
+            Verb::Cert(verb) => self.cert(verb),
+            Verb::Explain { source, destination } => self.explain(source, destination),
             Verb::Validate { directory, failure_threshold } => self.validate(directory, *failure_threshold),
             Verb::Node(verb) => self.node(verb),
             Verb::Join(arguments) => self.join(arguments),

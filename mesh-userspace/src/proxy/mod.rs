@@ -1,6 +1,8 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
+pub mod explain;
 mod failure;
+mod host;
 mod inbound;
 mod kernel;
 mod local;
@@ -13,6 +15,7 @@ mod session;
 pub mod verdict;
 
 pub use failure::Failure;
+pub use host::HostOutbound;
 pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
 pub use outbound::Outbound;

@@ -126,7 +126,8 @@ fn end_forbidden(
     let all = table.list()?;
     let is_delivery = |from, to| context.registry.is_delivery(from, to);
     let mut unclear = 0;
-    for inbound in from_outside(&all, workload, is_delivery) {
+    let serves = |local| snapshot.workload_serving(local).is_some_and(|serving| serving.uid == workload.uid);
+    for inbound in from_outside(&all, workload, serves, is_delivery) {
         let (source, port) = (inbound.remote, inbound.local.port());
         let caller = Caller { identity: None, address: source.ip() };
         let told = verdict::decide(snapshot, workload, port, Arrival::Plaintext, caller);
@@ -146,10 +147,12 @@ fn end_forbidden(
     Ok(unclear)
 }
 
-/// The connections among all sockets of a workload's namespace that came from outside without the daemon.
+/// The connections among all sockets of a workload's namespace that came from outside without the daemon, to where it
+/// `serves`: a node's own namespace has others', the operator's and the daemon's among them.
 fn from_outside<'a>(
     all: &'a [Tcp],
     workload: &'a Workload,
+    serves: impl Fn(SocketAddr) -> bool + 'a,
     is_delivery: impl Fn(SocketAddr, SocketAddr) -> bool + 'a,
 ) -> impl Iterator<Item = &'a Tcp> {
     // Both ends of a delivery are here, and the daemon may have let go of one that the application still ends.
@@ -161,6 +164,7 @@ fn from_outside<'a>(
         let came_in = tcp.dialled.map_or_else(|| is_listening.contains(&tcp.local.port()), |dialled| !dialled);
         tcp.state == TcpState::Open
             && is_own(tcp.local)
+            && serves(tcp.local)
             && !is_own(tcp.remote)
             && came_in
             && !ends.contains(&(tcp.remote, tcp.local))
