@@ -353,6 +353,8 @@ impl<W: Write> Session<'_, W> {
 }
 
 #[cfg(test)]
+mod authority_tests;
+#[cfg(test)]
 mod fake_daemon;
 #[cfg(test)]
 mod tests;

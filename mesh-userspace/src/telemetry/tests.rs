@@ -1,5 +1,6 @@
 //! What a scrape gets is what Prometheus accepts.
 
+use super::ca::CaMetrics;
 use super::catalog::CatalogMetrics;
 use super::certificates::CertificateMetrics;
 use super::connections::{EdgeKey, Party, Reporter, ResponseFlag, Security, ServiceLabels};
@@ -25,6 +26,9 @@ pub(super) fn full() -> Metrics {
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
     catalog.applied(SystemTime::now());
     CertificateMetrics::register(metrics.registry()).rotated("success");
+    let authority = CaMetrics::register(metrics.registry());
+    authority.prepare(&["workload"], &["not_scheduled"]);
+    authority.expires("root", SystemTime::now());
     touch(&TunnelMetrics::register(metrics.registry()));
     policy::sample(metrics.policy());
     let key = EdgeKey {

@@ -1,13 +1,13 @@
 //! Making an authority, and certificates in files.
 
-use super::{Authority, check_life, pem};
+use super::{Authority, check_life};
 use crate::ca::certificate::{self, BACK_DATED, MAX_TTL, Profile, Validity};
 use crate::ca::key::Key;
 use crate::ca::records::State;
 use crate::ca::rotation::{Phase, seconds};
 use crate::ca::store::{FORMAT, Store};
 use crate::ca::{CaError, Reason, Refusal};
-use crate::identity::{Certificate, IdentityError, SignedChain, files};
+use crate::identity::{Certificate, IdentityError, SignedChain, files, pem};
 use crate::model::{ObjectName, SpiffeId, TrustDomain};
 use rustls_pki_types::CertificateDer;
 use std::path::Path;

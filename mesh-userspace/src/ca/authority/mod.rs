@@ -19,7 +19,7 @@ use super::records::{IssuerRecord, State};
 use super::rotation::Lives;
 use super::store::{Store, Tables, View};
 use super::{CaError, Reason, Refusal};
-use crate::identity::{SignedChain, TrustBundle, files};
+use crate::identity::{SignedChain, TrustBundle, files, pem};
 use crate::model::TrustDomain;
 use arc_swap::ArcSwap;
 use rcgen::{Issuer, PublicKeyData};
@@ -152,7 +152,7 @@ impl Authority {
 
     fn export_roots(&self) -> Result<(), CaError> {
         let path = self.directory.join(ROOTS_FILE);
-        let text = pem(self.live().roots.iter().map(|root| &root.certificate));
+        let text = pem(&self.bundle().roots);
         if files::read_text(&path)? != text {
             files::write(&path, text.as_bytes(), files::PUBLIC)?;
         }
@@ -253,20 +253,4 @@ fn check_life(life: Duration) -> Result<(), Refusal> {
 pub(super) fn public_key_digest(certificate: &CertificateDer<'_>) -> Option<Digest> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(sha256(parsed.public_key().raw))
-}
-
-/// Certificates as text.
-pub(super) fn pem<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
-    use base64::Engine;
-    let mut text = String::new();
-    for certificate in certificates {
-        let body = base64::engine::general_purpose::STANDARD.encode(certificate);
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        for line in body.as_bytes().chunks(64) {
-            text.push_str(&String::from_utf8_lossy(line));
-            text.push('\n');
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
-    }
-    text
 }

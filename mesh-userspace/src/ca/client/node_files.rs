@@ -5,10 +5,9 @@
 //! there; whatever interrupts the change, one of the two keys fits the certificate.
 
 use crate::ca::CaError;
-use crate::ca::authority::pem;
 use crate::ca::key::Key;
 use crate::identity::certificate::has_public_key;
-use crate::identity::{IdentityError, files};
+use crate::identity::{IdentityError, files, pem};
 use rcgen::PublicKeyData;
 use rustls_pki_types::CertificateDer;
 use std::path::{Path, PathBuf};
