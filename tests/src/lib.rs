@@ -34,6 +34,7 @@ pub mod policy;
 pub mod program;
 pub mod report;
 pub mod scrape;
+pub mod stranger;
 pub mod sweep;
 pub mod wait;
 pub mod world;

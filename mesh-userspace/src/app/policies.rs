@@ -1,7 +1,7 @@
 //! Policies, plaintext callers and explanations as the admin interface shows them.
 
-use crate::admin::policies::{EndRow, PathRow, PlaintextRow, PolicyRow, PolicyRuleRow, PolicyWorkloads, RulingRow};
 use crate::admin::PolicySources;
+use crate::admin::policies::{EndRow, PathRow, PlaintextRow, PolicyRow, PolicyRuleRow, PolicyWorkloads, RulingRow};
 use crate::engine::{RuleName, Snapshot, selects};
 use crate::model::{AuthorizationPolicy, ObjectName, PolicyTarget, Rule, Source, Workload};
 use crate::proxy::Context;
@@ -59,11 +59,7 @@ fn holds_for(policy: &AuthorizationPolicy, workload: &Workload, snapshot: &Snaps
     workload.is_meshed() && (policy.targets.is_empty() || policy.targets.iter().any(targeted))
 }
 
-fn policy_row(
-    policy: &AuthorizationPolicy,
-    hits: &BTreeMap<Arc<str>, u64>,
-    workloads: PolicyWorkloads,
-) -> PolicyRow {
+fn policy_row(policy: &AuthorizationPolicy, hits: &BTreeMap<Arc<str>, u64>, workloads: PolicyWorkloads) -> PolicyRow {
     let rule = |rule: &Rule| PolicyRuleRow {
         name: rule.name.to_string(),
         sources: match &rule.sources {

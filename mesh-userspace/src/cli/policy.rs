@@ -134,9 +134,11 @@ impl Show for PathRow {
             lines.push(format!("  arrives   {}{transport}: {}", row.arrives, row.why));
             lines.push(format!("  verdict   {}", verdict(row)));
             lines.extend(row.audit.as_ref().map(|rule| format!("  audit     {rule}")));
-            lines.extend(row.dry_run.as_ref().map(|would_be| {
-                format!("  dry-run   {} with the policies in dry-run in force", ruling(would_be))
-            }));
+            lines.extend(
+                row.dry_run
+                    .as_ref()
+                    .map(|would_be| format!("  dry-run   {} with the policies in dry-run in force", ruling(would_be))),
+            );
             for line in lines {
                 text.push_str(&printable(&line));
                 text.push('\n');

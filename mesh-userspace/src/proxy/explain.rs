@@ -26,7 +26,9 @@ pub struct Party {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     /// Through the tunnel, both identities proven.
-    MutualTls { transport: &'static str },
+    MutualTls {
+        transport: &'static str,
+    },
     Plaintext,
     /// Without the mesh: policy has no say.
     Unguarded,
@@ -154,8 +156,7 @@ fn path(
         Ok(caller) => {
             let address = caller.address_like(source.address).unwrap_or(source.address);
             let identity = Some(&caller.identity);
-            let told =
-                verdict::decide(snapshot, workload, port, Arrival::Authenticated, Caller { identity, address });
+            let told = verdict::decide(snapshot, workload, port, Arrival::Authenticated, Caller { identity, address });
             let by = if early { EnforcedBy::KernelConnect } else { EnforcedBy::Source };
             let how = How::MutualTls { transport: transport(snapshot) };
             (how, "both workloads are in the mesh", told, by)
@@ -193,9 +194,7 @@ fn nowhere(asked: SocketAddr) -> Path {
 
 /// Whether the source's kernel can decide for all of them at connect(): they have the same policies and the same port.
 fn kernel_decides(snapshot: &Snapshot, endpoints: &[Endpoint]) -> bool {
-    let key = |endpoint: &Endpoint| {
-        (snapshot.policies_of(&endpoint.workload.name).number, endpoint.address.port())
-    };
+    let key = |endpoint: &Endpoint| (snapshot.policies_of(&endpoint.workload.name).number, endpoint.address.port());
     let mut keys = endpoints.iter().map(key);
     keys.next().is_some_and(|first| first.0 != 0 && keys.all(|other| other == first))
 }

@@ -45,10 +45,10 @@ impl LocalWorkloads {
     /// Every armed workload once.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<LocalWorkload>> {
-        let by_address = self.0.load();
-        let first =
-            |(address, local): &(&IpAddr, &Arc<LocalWorkload>)| local.workload.addresses.first() == Some(*address);
-        by_address.iter().filter(first).map(|(_, local)| local.clone()).collect()
+        let mut all: Vec<_> = self.0.load().values().cloned().collect();
+        all.sort_unstable_by_key(Arc::as_ptr);
+        all.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        all
     }
 
     /// Adds a workload under all its addresses.

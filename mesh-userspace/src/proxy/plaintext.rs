@@ -156,11 +156,15 @@ fn from_outside<'a>(
     let ends: HashSet<(SocketAddr, SocketAddr)> = all.iter().map(|tcp| (tcp.local, tcp.remote)).collect();
     let is_listening = all.iter().filter(|tcp| tcp.state == TcpState::Listening).map(|tcp| tcp.local.port());
     let is_listening: HashSet<u16> = is_listening.collect();
+    // In the node's own namespace a workload is in the mesh on the ports that it declares; the others are not its own.
+    let declared = workload.is_host_network().then(|| workload.declared_ports());
+    let is_guarded = move |port: u16| declared.as_ref().is_none_or(|declared| declared.contains(&port));
     let is_own = |address: SocketAddr| workload.addresses.iter().any(|own| own.to_canonical() == address.ip());
     all.iter().filter(move |tcp| {
         let came_in = tcp.dialled.map_or_else(|| is_listening.contains(&tcp.local.port()), |dialled| !dialled);
         tcp.state == TcpState::Open
             && is_own(tcp.local)
+            && is_guarded(tcp.local.port())
             && !is_own(tcp.remote)
             && came_in
             && !ends.contains(&(tcp.remote, tcp.local))

@@ -96,12 +96,7 @@ fn path(verdict: &str) -> PathRow {
             rule: rule.clone().filter(|_| named),
         }),
         audit: None,
-        dry_run: (!named).then(|| RulingRow {
-            verdict: "deny".to_owned(),
-            reason: "denied".to_owned(),
-            policy,
-            rule,
-        }),
+        dry_run: (!named).then(|| RulingRow { verdict: "deny".to_owned(), reason: "denied".to_owned(), policy, rule }),
         enforced_by: Some("kernel_connect".to_owned()),
     }
 }

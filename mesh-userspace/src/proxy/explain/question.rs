@@ -60,11 +60,7 @@ impl Question {
 
     /// The addresses that an application would connect to. A name that is both is the service, if the port is one of
     /// the service's.
-    pub(super) fn destinations(
-        &self,
-        snapshot: &Snapshot,
-        source: &Party,
-    ) -> Result<Vec<SocketAddr>, UnclearQuestion> {
+    pub(super) fn destinations(&self, snapshot: &Snapshot, source: &Party) -> Result<Vec<SocketAddr>, UnclearQuestion> {
         if let Ok(address) = self.destination.parse::<IpAddr>() {
             return self.of_address(snapshot, address.to_canonical());
         }
@@ -86,7 +82,8 @@ impl Question {
         if let Some(port) = self.port {
             return Ok(vec![SocketAddr::new(address, port)]);
         }
-        let mut ports: Vec<_> = snapshot.frontends().iter().map(|(at, _)| *at).filter(|at| at.ip() == address).collect();
+        let mut ports: Vec<_> =
+            snapshot.frontends().iter().map(|(at, _)| *at).filter(|at| at.ip() == address).collect();
         ports.sort_unstable();
         if ports.is_empty() { Err(UnclearQuestion::Port(self.destination.clone())) } else { Ok(ports) }
     }
