@@ -1,7 +1,9 @@
 //! The composition root: configuration in, a bound daemon out, a running daemon until it is told to stop.
 
+mod certificates;
 mod cleanup;
 mod command;
+mod host;
 mod limits;
 mod policies;
 mod reconcile;

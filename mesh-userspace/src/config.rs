@@ -71,6 +71,7 @@ struct RawTunnel {
     connect_timeout: Option<String>,
     idle_timeout: Option<String>,
     max_streams_per_lane: Option<usize>,
+    quic_grace: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -158,6 +159,9 @@ impl Config {
         }
         if let Some(text) = raw.tunnel.idle_timeout {
             tunnel.idle_timeout = duration(&text).context("tunnel.idleTimeout")?;
+        }
+        if let Some(text) = raw.tunnel.quic_grace {
+            tunnel.quic_grace = duration(&text).context("tunnel.quicGrace")?;
         }
         if let Some(streams) = raw.tunnel.max_streams_per_lane {
             ensure!(streams > 0, "tunnel.maxStreamsPerLane: at least 1");

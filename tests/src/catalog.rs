@@ -65,7 +65,8 @@ pub struct Service {
 }
 
 impl Catalog {
-    /// Describes a world: every node, and every pod as a workload whose label `app` and service account are its name.
+    /// Describes a world: every node, and every pod and host process as a workload whose label `app` and service account
+    /// are its name. Those of host processes must be given ports.
     ///
     /// # Errors
     /// If the directory cannot be made.
@@ -80,7 +81,11 @@ impl Catalog {
         });
         let mut mesh = Map::new();
         mesh.insert("trustDomain".into(), trust_domain.into());
-        let workloads = world.pods().map(|pod| (pod.name().to_owned(), Workload::of(pod))).collect();
+        let hosts = world.hosts().map(|host| {
+            let place = Place::Cgroup(host.cgroup().to_owned());
+            (host.name().to_owned(), Workload::at(host.name(), host.node(), place, &host.addresses()))
+        });
+        let workloads = world.pods().map(|pod| (pod.name().to_owned(), Workload::of(pod))).chain(hosts).collect();
         Ok(Self {
             folder,
             nodes: nodes.collect(),

@@ -5,8 +5,9 @@ use crate::catalog::{Catalog, NAMESPACE};
 use crate::daemon::Daemon;
 use crate::program::{Output, Program, binary};
 use crate::report::Call;
+use crate::topology::Topology;
 use crate::wait;
-use crate::world::{Topology, World};
+use crate::world::World;
 use anyhow::{Result, bail};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -128,12 +129,12 @@ impl Cluster {
             .run_in(daemon.place())
     }
 
-    /// Runs `mesh-probe` with these arguments in a pod and reads its report, also that of a failure.
+    /// Runs `mesh-probe` with these arguments in a pod (or as a host process) and reads its report, also that of a failure.
     ///
     /// # Errors
     /// If it cannot be started or prints no report.
     pub fn attempt(&self, pod: &str, arguments: &[&str]) -> Result<Call> {
-        Program::probe(arguments).run_in(self.world.pod(pod))?.json()
+        Program::probe(arguments).run_in(self.world.place(pod))?.json()
     }
 
     /// Waits until a pod of the mesh gets an answer of a service over both families: its catalog has arrived on both

@@ -62,7 +62,7 @@ impl Daemon {
         let listen = [SocketAddr::from((node.v4(), TUNNEL_PORT)), SocketAddr::from((node.v6(), TUNNEL_PORT))];
         let mut document = json!({
             "node": node.name(),
-            "cgroup": node.pods_cgroup(),
+            "cgroup": node.workload_cgroups(),
             "catalog": {"directory": catalog},
             "identity": {"directory": identities},
             "tunnel": {"listen": listen},

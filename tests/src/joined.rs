@@ -6,7 +6,7 @@ use crate::catalog::Catalog;
 use crate::cluster::{Cluster, TRUST_DOMAIN};
 use crate::daemon::{AUTHORITY_PORT, Daemon};
 use crate::program::{Output, Program, binary};
-use crate::world::Topology;
+use crate::topology::Topology;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

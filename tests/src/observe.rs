@@ -16,7 +16,7 @@ impl Cluster {
     /// # Errors
     /// If it does not.
     pub fn run_probe<S: AsRef<OsStr>>(&self, pod: &str, arguments: impl IntoIterator<Item = S>) -> Result<Call> {
-        Program::probe(arguments).run_in(self.world.pod(pod))?.success()?.json()
+        Program::probe(arguments).run_in(self.world.place(pod))?.success()?.json()
     }
 
     /// Starts `mesh-probe hold` in a pod and waits until all its connections are open. They end with
@@ -25,7 +25,7 @@ impl Cluster {
     /// # Errors
     /// If one of them cannot be opened.
     pub fn hold<S: AsRef<OsStr>>(&self, pod: &str, arguments: impl IntoIterator<Item = S>) -> Result<Running> {
-        let mut running = Program::probe(["hold"]).args(arguments).start_in(self.world.pod(pod))?;
+        let mut running = Program::probe(["hold"]).args(arguments).start_in(self.world.place(pod))?;
         running.wait_for_text("holding")?;
         Ok(running)
     }
@@ -36,7 +36,7 @@ impl Cluster {
     /// If it does not.
     pub fn serve(&self, pod: &str, port: u16, arguments: &[&str]) -> Result<Running> {
         let program = Program::probe(["echo", "--port", &port.to_string()]).args(arguments);
-        let mut running = program.start_in(self.world.pod(pod))?;
+        let mut running = program.start_in(self.world.place(pod))?;
         running.wait_for_listener(port)?;
         Ok(running)
     }

@@ -7,9 +7,12 @@
 //! each other.
 
 use crate::cgroup::Cgroup;
+use crate::host::Host;
 use crate::namespace::Namespace;
 use crate::owner::Owner;
+use crate::program::Place;
 use crate::sweep;
+use crate::topology::Topology;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,53 +24,13 @@ const FIRST_POD: u8 = 10;
 /// IFNAMSIZ without the final zero: nodes and pods lend their names to links.
 const MAX_NAME: usize = 15;
 
-/// What a world is to hold; nothing exists before [`Topology::build`].
-#[derive(Clone, Debug)]
-pub struct Topology {
-    name: String,
-    nodes: Vec<(String, Vec<String>)>,
-}
-
-impl Topology {
-    /// Adds a node; the pods that follow run on it.
-    #[must_use]
-    pub fn node(mut self, name: &str) -> Self {
-        self.nodes.push((name.to_owned(), Vec::new()));
-        self
-    }
-
-    /// Adds a pod to the node named last.
-    ///
-    /// # Panics
-    /// If there is no node yet.
-    #[must_use]
-    pub fn pod(mut self, name: &str) -> Self {
-        let (_, pods) = self.nodes.last_mut().expect("a pod needs a node: call .node(..) first");
-        pods.push(name.to_owned());
-        self
-    }
-
-    /// Adds several pods to the node named last.
-    #[must_use]
-    pub fn pods(self, names: &[&str]) -> Self {
-        names.iter().fold(self, |topology, name| topology.pod(name))
-    }
-
-    /// Makes it all.
-    ///
-    /// # Errors
-    /// Without root, without `ip`, or if a name does not fit a link.
-    pub fn build(self) -> Result<World> {
-        World::build(&self)
-    }
-}
-
 /// A running testbed; dropping it kills every process in it and removes everything it made.
 #[derive(Debug)]
 pub struct World {
     // Dropped in this order: processes first, then namespaces, then files.
     cgroup: Cgroup,
     pods: BTreeMap<String, Pod>,
+    hosts: BTreeMap<String, Host>,
     nodes: BTreeMap<String, Node>,
     switch: Namespace,
     folder: Folder,
@@ -83,6 +46,8 @@ pub struct Node {
     namespace: Namespace,
     daemon_cgroup: PathBuf,
     pods_cgroup: PathBuf,
+    /// Of its units, if it has any.
+    system_cgroup: Option<PathBuf>,
     folder: PathBuf,
 }
 
@@ -116,7 +81,7 @@ impl World {
         Topology { name: name.to_owned(), nodes: Vec::new() }
     }
 
-    fn build(topology: &Topology) -> Result<Self> {
+    pub(crate) fn build(topology: &Topology) -> Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "the testbed makes network namespaces and control groups: run it as root"
@@ -132,14 +97,18 @@ impl World {
             "link add name br0 type bridge forward_delay 0 mcast_snooping 0".into(),
             "link set dev br0 up".into(),
         ])?;
-        let mut world = Self { cgroup, pods: BTreeMap::new(), nodes: BTreeMap::new(), switch, folder, owner };
-        for (number, (name, _)) in (1..).zip(&topology.nodes) {
-            world.add_node(name, number)?;
+        let (pods, hosts, nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut world = Self { cgroup, pods, hosts, nodes, switch, folder, owner };
+        for (number, plan) in (1..).zip(&topology.nodes) {
+            world.add_node(&plan.name, number)?;
         }
         world.connect_nodes()?;
-        for (node, pods) in &topology.nodes {
-            for pod in pods {
-                world.add_pod(node, pod)?;
+        for plan in &topology.nodes {
+            for pod in &plan.pods {
+                world.add_pod(&plan.name, pod)?;
+            }
+            for host in &plan.hosts {
+                world.add_host(&plan.name, host)?;
             }
         }
         Ok(world)
@@ -159,6 +128,22 @@ impl World {
         self.pods.get(name).unwrap_or_else(|| panic!("this world has no pod {name:?}"))
     }
 
+    /// # Panics
+    /// If there is no such place in a node's own namespace.
+    #[must_use]
+    pub fn host(&self, name: &str) -> &Host {
+        self.hosts.get(name).unwrap_or_else(|| panic!("this world has no host process {name:?}"))
+    }
+
+    /// Where a pod, or a host process, runs.
+    ///
+    /// # Panics
+    /// If there is neither of this name.
+    #[must_use]
+    pub fn place(&self, name: &str) -> Place {
+        self.pods.get(name).map_or_else(|| self.host(name).into(), Place::from)
+    }
+
     /// All nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
@@ -167,6 +152,11 @@ impl World {
     /// All pods, by name.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values()
+    }
+
+    /// All places in nodes' own namespaces, by name.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.values()
     }
 
     /// The switch's namespace: its link to a node has the node's name and carries all that the node sends and receives.
@@ -215,6 +205,35 @@ impl World {
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
     }
 
+    /// Adds a place in a node's own namespace, also while everything runs, or makes one anew that was removed.
+    ///
+    /// # Errors
+    /// If there is no such node, or a pod of that name.
+    pub fn add_host(&mut self, node: &str, name: &str) -> Result<&Host> {
+        check_name(name)?;
+        ensure!(!self.pods.contains_key(name), "there is a pod {name} already");
+        let node = self.nodes.get_mut(node).with_context(|| format!("this world has no node {node:?}"))?;
+        let system = self.cgroup.child(&format!("{}/system", node.name))?;
+        let cgroup = self.cgroup.child(&format!("{}/system/{name}", node.name))?;
+        node.system_cgroup = Some(system);
+        let host = Host {
+            name: name.to_owned(),
+            node: node.name.clone(),
+            place: Place { namespace: node.namespace.path().to_owned(), cgroup },
+            addresses: [node.v4().into(), node.v6().into()],
+        };
+        Ok(self.hosts.entry(name.to_owned()).insert_entry(host).into_mut())
+    }
+
+    /// Removes the processes and the control group of a place in a node's own namespace.
+    ///
+    /// # Errors
+    /// If there is none, or its processes do not end.
+    pub fn remove_host(&mut self, name: &str) -> Result<()> {
+        let host = self.hosts.remove(name).with_context(|| format!("this world has no host process {name:?}"))?;
+        crate::cgroup::remove(&host.place.cgroup)
+    }
+
     /// Removes a pod: its processes, its control group, the name of its namespace. Returns the link at the node's end,
     /// which disappears with the namespace: see [`Node::has_link`].
     ///
@@ -238,6 +257,7 @@ impl World {
             next_pod: FIRST_POD,
             daemon_cgroup: self.cgroup.child(&format!("{name}/daemon"))?,
             pods_cgroup: self.cgroup.child(&format!("{name}/pods"))?,
+            system_cgroup: None,
             namespace,
             folder,
         };
@@ -320,6 +340,12 @@ impl Node {
     #[must_use]
     pub fn pods_cgroup(&self) -> &Path {
         &self.pods_cgroup
+    }
+
+    /// The control groups that the daemon attaches to: that of its pods, and that of its units if it has any.
+    #[must_use]
+    pub fn workload_cgroups(&self) -> Vec<&Path> {
+        std::iter::once(&self.pods_cgroup).chain(&self.system_cgroup).map(PathBuf::as_path).collect()
     }
 
     /// Whether it has a link of this name; a pod's link goes when the pod's namespace does.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use mesh_tests::catalog::Catalog;
 use mesh_tests::cluster::Cluster;
+use mesh_tests::policy::account;
 use mesh_tests::program::{Program, binary};
 use mesh_tests::report::Call;
 use mesh_tests::wait::{self, BOUND};
@@ -243,4 +244,98 @@ fn a_catalog_that_is_emptied_and_filled_again_needs_no_restart() -> Result<()> {
     cluster.catalog.workload("server").weight = 50;
     cluster.catalog.write()?;
     cluster.wait_until_served("client", "server")
+}
+
+/// Waits until a node finds this in a file of the catalog.
+fn wait_for_finding(cluster: &Cluster, node: &str, file: &str, code: &str) -> Result<DiagnosticRow> {
+    wait::until(&format!("{node} tells of {code} in {file}"), BOUND, || {
+        let document: Document<DiagnosticRow> = cluster.document(node, &["get", "diagnostics"]).ok()?;
+        document.items.into_iter().find(|row| row.file == file && row.code == code)
+    })
+}
+
+/// Waits until calls to `server` from `client` and from `other` go well, or do not.
+fn wait_for_calls(cluster: &Cluster, client: bool, other: bool) -> Result<()> {
+    let vip = cluster.catalog.vips("server")[0].to_string();
+    for (pod, wanted) in [("client", client), ("other", other)] {
+        wait::until_ok(
+            &format!("a call from {pod} is {}", if wanted { "answered" } else { "refused" }),
+            BOUND,
+            || {
+                let call = cluster.attempt(pod, &["call", "blocking", &vip])?;
+                anyhow::ensure!(call.ok == wanted, "{call:?}");
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_breaks_stays_in_force_and_one_that_never_was_good_closes() -> Result<()> {
+    let topology = World::named("policies").node("n1").pods(&["client", "other"]).node("n2").pod("server");
+    let mut cluster = Cluster::start(topology, |catalog| {
+        catalog.service("server", 80, 8080);
+    })?;
+    let _echo = cluster.serve("server", 8080, &[])?;
+    wait_for_calls(&cluster, true, true)?;
+    let from_client = [account("client")];
+    cluster.catalog.policy("server").for_app("server").rule("from-client", &from_client, &[8080]);
+    cluster.catalog.write()?;
+    wait_for_calls(&cluster, true, false)?;
+    let generations = [generation(&cluster, "n1")?, generation(&cluster, "n2")?];
+
+    // Misspelt: told, and as before.
+    let sound = fs::read_to_string(cluster.catalog.folder().join("policies.yaml"))?;
+    let broken = sound.replace("sources:", "source:");
+    assert_ne!(broken, sound);
+    cluster.catalog.write_file("policies.yaml", &broken)?;
+    for node in ["n1", "n2"] {
+        let found = wait_for_finding(&cluster, node, "policies.yaml", "M0203")?;
+        assert!(found.help.as_deref().is_some_and(|help| help.contains("`sources`")), "{found:?}");
+    }
+    wait_for_calls(&cluster, true, false)?;
+    assert_eq!([generation(&cluster, "n1")?, generation(&cluster, "n2")?], generations);
+
+    // A daemon that starts now has never seen it sound: it lets nobody in.
+    cluster.daemon_mut("n2").stop()?;
+    cluster.daemon_mut("n2").start()?;
+    wait_for_finding(&cluster, "n2", "policies.yaml", "M0321")?;
+    wait_for_calls(&cluster, false, false)?;
+    let validate = cluster.nodemesh("n1", &["validate", &cluster.catalog.folder().display().to_string()])?;
+    assert!(validate.status.code() == Some(3) && validate.stdout.contains("error[M0321]"), "{validate:?}");
+
+    // Mended, it is what it says; removed, nothing is denied.
+    cluster.catalog.write()?;
+    wait_for_calls(&cluster, true, false)?;
+    assert!(cluster.catalog.remove_policy("server"));
+    cluster.catalog.write()?;
+    wait_for_calls(&cluster, true, true)
+}
+
+#[test]
+fn defaults_of_mesh_namespace_and_workload_decide_where_no_policy_does() -> Result<()> {
+    let topology = World::named("defaults").node("n1").pods(&["client", "other"]).node("n2").pod("server");
+    let mut cluster = Cluster::start(topology, |catalog| {
+        catalog.service("server", 80, 8080);
+        catalog.default_action("deny");
+        catalog.denied_error("ECONNREFUSED");
+    })?;
+    let _echo = cluster.serve("server", 8080, &[])?;
+    wait_for_calls(&cluster, false, false)?;
+    let vip = cluster.catalog.vips("server")[0].to_string();
+    let call = cluster.attempt("client", &["call", "blocking", &vip])?;
+    assert_eq!(call.errno.as_deref(), Some("ECONNREFUSED"), "{call:?}");
+    cluster.catalog.namespace("default", "nodemesh.io/default-action", "allow");
+    cluster.catalog.write()?;
+    wait_for_calls(&cluster, true, true)?;
+    cluster.catalog.workload("server").default_action("deny");
+    let rules = "rules: [{sources: [{type: SPIFFE, spiffe: 'spiffe://mesh.test/ns/*/sa/other'}]}]";
+    let policy = "apiVersion: nodemesh.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: by-hand}\n";
+    cluster.catalog.document("by-hand", &format!("{policy}spec: {{{rules}}}\n"));
+    cluster.catalog.write()?;
+    wait_for_calls(&cluster, false, true)?;
+    assert!(cluster.catalog.remove_document("by-hand"));
+    cluster.catalog.write()?;
+    wait_for_calls(&cluster, false, false)
 }

@@ -42,7 +42,7 @@ fn serials(cluster: &Cluster, node: &str) -> Result<BTreeMap<String, String>> {
 fn roots(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
     let document: Value = cluster.document(node, &["cert", "bundle"])?;
     let rows = document["items"].as_array().context("roots are a list")?;
-    let fingerprint = |row: &Value| Some(row.get("spki_sha256")?.as_str()?.to_owned());
+    let fingerprint = |row: &Value| Some(row.get("spkiSha256")?.as_str()?.to_owned());
     rows.iter().map(|row| fingerprint(row).with_context(|| format!("{row}"))).collect()
 }
 

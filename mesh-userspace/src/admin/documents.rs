@@ -1,6 +1,8 @@
 //! The documents that the daemon answers with and the CLI prints: versioned JSON, one shape for every kind
 //! (`apiVersion`, `kind`, `items`). Fields may be added; none changes its meaning within a version.
 
+pub use super::identity_rows::{CertificateRow, RootRow, RotationRow};
+
 use crate::telemetry::live::LiveConnection;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
@@ -120,24 +122,6 @@ pub struct ConnectionCounts {
     pub bytes_received: u64,
 }
 
-/// A certificate that the daemon presents for a workload.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CertificateRow {
-    /// The SPIFFE ID.
-    pub id: String,
-    pub serial: String,
-    /// RFC 3339.
-    pub not_after: String,
-}
-
-impl CertificateRow {
-    #[must_use]
-    pub fn new(id: String, serial: String, not_after: SystemTime) -> Self {
-        Self { id, serial, not_after: timestamp(not_after) }
-    }
-}
-
 /// One kernel counter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -165,6 +149,9 @@ pub struct WorkloadRow {
     pub name: String,
     pub node: String,
     pub addresses: Vec<String>,
+    /// `own`: a network namespace of its own; `host`: its node's, with its node's addresses.
+    #[serde(default)]
+    pub network: String,
     /// `strict`, `permissive` or `disabled`.
     pub mode: String,
     /// The SPIFFE ID.

@@ -1,7 +1,9 @@
 //! What the daemon answers when asked: versioned JSON on a local socket for the CLI; metrics, readiness and liveness on
-//! a TCP port. It reads snapshots only and changes nothing.
+//! a TCP port. It reads snapshots; the few things that it can be told to do stand beside them.
 
+mod certificates;
 pub mod documents;
+mod identity_rows;
 mod pages;
 pub mod policies;
 mod policy_rows;
@@ -9,6 +11,7 @@ mod rows;
 mod server;
 mod socket;
 
+pub use certificates::Certificates;
 pub use documents::DEFAULT_SOCKET;
 pub use policy_rows::PolicySources;
 pub use server::{Config, Server};
@@ -36,6 +39,7 @@ pub struct Sources {
     pub connections: Arc<dyn Fn(usize) -> Snapshot + Send + Sync>,
     pub lanes: Ask<Vec<LaneRow>>,
     pub diagnostics: Ask<Vec<DiagnosticRow>>,
+    pub certificates: Certificates,
     pub policy: PolicySources,
 }
 

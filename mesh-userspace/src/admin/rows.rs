@@ -20,6 +20,7 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/v1/lanes", get(|State(sources): State<Sources>| list(sources.lanes)))
         .route("/v1/diagnostics", get(|State(sources): State<Sources>| list(sources.diagnostics)))
         .route("/v1/connections", get(connections))
+        .merge(super::certificates::routes())
         .merge(policy_rows::routes())
         .fallback(|uri: Uri| async move { failed(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
         .with_state(sources)

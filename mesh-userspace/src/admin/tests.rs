@@ -1,6 +1,6 @@
 //! The server over real sockets, asked in plain HTTP.
 
-use super::documents::{Document, ErrorDocument, ServiceRow, Status, WorkloadRow};
+use super::documents::{CertificateRow, Document, ErrorDocument, RootRow, ServiceRow, Status, WorkloadRow};
 use super::*;
 use crate::telemetry::Build;
 use crate::telemetry::live::{Direction, Flow, LiveConnections};
@@ -65,12 +65,37 @@ fn sources(not_ready: &Arc<Mutex<Vec<String>>>, live: &LiveConnections) -> Sourc
         connections: Arc::new(move |limit| live.snapshot(limit)),
         lanes: Arc::new(|| panic!("a question that panics")),
         diagnostics: Arc::new(Vec::new),
+        certificates: certificates(),
+    }
+}
+
+const CART: &str = "spiffe://example.org/ns/shop/sa/cart";
+
+fn certificates() -> Certificates {
+    Certificates {
+        list: Arc::new(|| vec![CertificateRow { id: CART.to_owned(), ..CertificateRow::default() }]),
+        chain: Arc::new(|id| (id == CART).then(|| "a chain".to_owned())),
+        bundle: Arc::new(|| vec![RootRow { subject: "CN=root".to_owned(), version: 3, ..RootRow::default() }]),
+        rotate: Arc::new(|id| match id {
+            None => Ok(2),
+            Some(CART) => Ok(1),
+            Some(id) => Err(format!("no workload of this node has the identity {id}")),
+        }),
     }
 }
 
 /// Status code, head, body.
-async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, headers: &str) -> (u16, String, String) {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
+async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, headers: &str) -> (u16, String, String) {
+    exchange(stream, "GET", path, headers).await
+}
+
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    method: &str,
+    path: &str,
+    headers: &str,
+) -> (u16, String, String) {
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -118,6 +143,39 @@ async fn rows_are_sorted_and_an_empty_list_is_a_document() {
     let (_, body) = running.document("/v1/workloads").await;
     let document: Document<WorkloadRow> = serde_json::from_str(&body).unwrap();
     assert!(document.is_known() && document.items.is_empty());
+}
+
+#[tokio::test]
+async fn a_certificate_is_shown_with_its_chain_if_it_is_asked_for_by_name() {
+    let running = Running::start();
+    let (_, body) = running.document("/v1/certificates").await;
+    let document: Document<CertificateRow> = serde_json::from_str(&body).unwrap();
+    assert!(document.is_known() && document.items[0].pem.is_none());
+    let (_, body) = running.document(&format!("/v1/certificates?id={CART}")).await;
+    let document: Document<CertificateRow> = serde_json::from_str(&body).unwrap();
+    assert_eq!(document.items[0].pem.as_deref(), Some("a chain"));
+    let (status, body) = running.document("/v1/certificates?id=spiffe://example.org/ns/a/sa/b").await;
+    assert!(status == 404 && body.contains("this node has no identity"), "{body}");
+    let (_, body) = running.document("/v1/bundle").await;
+    let document: Document<RootRow> = serde_json::from_str(&body).unwrap();
+    assert_eq!((document.items[0].subject.as_str(), document.items[0].version), ("CN=root", 3));
+}
+
+#[tokio::test]
+async fn certificates_are_renewed_on_request_and_only_by_post() {
+    let running = Running::start();
+    let post = async |path: &str| {
+        let (status, _, body) = exchange(UnixStream::connect(running.socket()).await.unwrap(), "POST", path, "").await;
+        (status, body)
+    };
+    let (status, body) = post("/v1/certificates/rotate").await;
+    assert!(status == 200 && body.contains("\"identities\":2"), "{body}");
+    let (status, body) = post(&format!("/v1/certificates/rotate?id={CART}")).await;
+    assert!(status == 200 && body.contains("\"identities\":1"), "{body}");
+    let (status, body) = post("/v1/certificates/rotate?id=other").await;
+    assert!(status == 409 && body.contains("no workload of this node has the identity other"), "{body}");
+    let (status, _, _) = get(UnixStream::connect(running.socket()).await.unwrap(), "/v1/certificates/rotate", "").await;
+    assert_eq!(status, 405);
 }
 
 #[tokio::test]

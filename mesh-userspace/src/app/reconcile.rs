@@ -4,7 +4,8 @@
 use super::workloads::Workloads;
 use crate::datapath::Datapath;
 use crate::engine::{Engine, Snapshot, Tables, diff};
-use crate::model::{Catalog, Object, ObjectKey, Update, WorkloadUid};
+use crate::identity::Identities;
+use crate::model::{Catalog, Object, ObjectKey, SpiffeId, Update, WorkloadUid};
 use crate::proxy::{self, PlaintextSweep};
 use crate::runtime::{Blocker, Ready};
 use anyhow::{Context as _, Result};
@@ -37,6 +38,7 @@ pub(super) struct Reconciler {
     pub(super) datapath: Datapath,
     pub(super) workloads: Workloads,
     pub(super) context: Arc<proxy::Context>,
+    pub(super) identities: Identities,
     pub(super) report: watch::Sender<Report>,
     pub(super) ready: Ready,
     /// Holds readiness back while the catalog is not applied.
@@ -137,6 +139,9 @@ impl Reconciler {
     async fn apply(&mut self, current: &mut Tables) -> Result<()> {
         let desired = self.engine.desired().clone();
         warn_of_another_trust_domain(current, &desired);
+        // Certificates are under way before the workloads that need them are armed.
+        let wanted = identities_of(&desired);
+        self.identities.want(wanted.clone());
         // The proxy must know a destination before the kernel sends connections for it.
         let before = self.context.snapshot.swap(desired.snapshot.clone());
         self.recheck(&before, &desired.snapshot).await?;
@@ -145,6 +150,9 @@ impl Reconciler {
         self.workloads.renumber(&mut self.datapath).context("cannot write the kernel's tables")?;
         self.workloads.want(desired.local.clone());
         self.applied = desired.snapshot.clone();
+        for gone in identities_of(current).difference(&wanted) {
+            self.context.tunnel.forget_source(gone);
+        }
         *current = desired;
         for uid in self.ended.drain(..) {
             self.context.tunnel.forget(&uid);
@@ -182,6 +190,11 @@ impl Reconciler {
             changed
         });
     }
+}
+
+/// The identities that this node speaks for.
+fn identities_of(tables: &Tables) -> BTreeSet<SpiffeId> {
+    tables.local.values().map(|workload| workload.identity.clone()).collect()
 }
 
 /// The daemon's certificates belong to the trust domain it started with.

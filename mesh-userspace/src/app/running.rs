@@ -1,5 +1,6 @@
 //! The running daemon: its tasks, and the order in which it ends.
 
+use super::host::OwnPorts;
 use super::reconcile::{Reconciler, Report};
 use super::workloads::Workloads;
 use super::{App, sources};
@@ -79,13 +80,17 @@ impl App {
         let admin = tokio::spawn(self.admin.serve(wiring.sources(), stop_admin.clone()));
 
         let tuples = self.datapath.tuples();
-        let outbound_port = self.config.datapath.outbound_port;
+        let ports = OwnPorts {
+            outbound: self.config.datapath.outbound_port,
+            others: vec![self.config.tunnel_port, self.config.admin.listen.port()],
+        };
         let plaintext = PlaintextSweep::new(self.context.clone(), self.namespaces.clone());
         let reconciler = Reconciler {
-            engine: Engine::new(self.config.node.clone()),
+            engine: Engine::new(self.config.node.clone()).with_own_ports(ports.outbound, &ports.others),
             datapath: self.datapath,
-            workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, outbound_port, mark),
+            workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, ports, mark),
             context: self.context.clone(),
+            identities: identities.clone(),
             report,
             ready: ready.clone(),
             blocked: Some(ready.block("the catalog is not applied yet")),

@@ -1,7 +1,7 @@
 //! What the admin interface and the scrape show, gathered from the rooms that know it.
 
-use super::policies;
 use super::reconcile::Report;
+use super::{certificates, policies};
 use crate::admin::documents::{
     CertificateRow, ConfigStatus, ConnectionCounts, DiagnosticRow, EndpointCounts, LaneRow, MapRow, OutcomeRow,
     ServiceRow, Status, WorkloadCounts, WorkloadRow,
@@ -99,6 +99,7 @@ impl Wiring {
                 Arc::new(move |limit| wiring.context.live.snapshot(limit))
             },
             lanes: wiring.ask(|wiring| wiring.context.tunnel.lanes().iter().map(lane).collect()),
+            certificates: certificates::sources(&wiring.identities),
             policy: policies::sources(&wiring.context),
             diagnostics: wiring.ask(|wiring| wiring.catalog.borrow().diagnostics.iter().map(diagnostic).collect()),
         }
@@ -147,8 +148,7 @@ impl Wiring {
     }
 
     fn certificates(&self) -> Vec<CertificateRow> {
-        let certificates = self.identities.certificates().into_iter();
-        certificates.map(|c| CertificateRow::new(c.id.to_string(), c.serial, c.not_after.into())).collect()
+        certificates::rows(&self.identities)
     }
 
     fn outcomes(&self) -> Vec<OutcomeRow> {
@@ -195,6 +195,7 @@ impl Wiring {
             name: workload.name.name().to_owned(),
             node: workload.node.to_string(),
             addresses: workload.addresses.iter().map(ToString::to_string).collect(),
+            network: if workload.is_host_network() { "host" } else { "own" }.to_owned(),
             mode: match workload.mode {
                 Mode::Disabled => "disabled",
                 Mode::Permissive => "permissive",

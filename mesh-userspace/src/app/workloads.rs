@@ -1,8 +1,9 @@
 //! Arming and disarming the workloads of this node.
 //!
 //! Arm: namespace, listeners, routing for client addresses, guard (sk_lookup), capture last. Disarm: the reverse,
-//! capture first. The modes of its ports are in the kernel before a workload is armed and stay until it is disarmed.
+//! capture first. Those in the node's own namespace: see [`super::host`]. The modes of its ports are in the kernel before a workload is armed and stay until it is disarmed.
 
+use super::host::{Hosts, OwnPorts};
 use crate::datapath::{Datapath, Tuples};
 use crate::model::{Workload, WorkloadUid};
 use crate::netns::{Namespace, Namespaces};
@@ -35,6 +36,7 @@ pub(super) struct Workloads {
     mark: u32,
     desired: Arc<BTreeMap<WorkloadUid, Arc<Workload>>>,
     armed: BTreeMap<WorkloadUid, Armed>,
+    hosts: Hosts,
     next_index: u32,
 }
 
@@ -43,9 +45,11 @@ impl Workloads {
         context: Arc<Context>,
         namespaces: Namespaces,
         tuples: Tuples,
-        outbound_port: u16,
+        ports: OwnPorts,
         mark: u32,
     ) -> Self {
+        let outbound_port = ports.outbound;
+        let hosts = Hosts::new(context.clone(), namespaces.clone(), tuples.clone(), ports);
         Self {
             context,
             namespaces,
@@ -54,13 +58,18 @@ impl Workloads {
             mark,
             desired: Arc::default(),
             armed: BTreeMap::new(),
+            hosts,
             next_index: 1,
         }
     }
 
     /// What is armed now.
     pub(super) fn armed(&self) -> impl Iterator<Item = WorkloadUid> {
-        self.armed.keys().cloned()
+        self.armed.keys().cloned().chain(self.hosts.armed().map(|local| local.workload.uid.clone()))
+    }
+
+    fn is_armed(&self, uid: &WorkloadUid) -> bool {
+        self.armed.contains_key(uid) || self.hosts.armed().any(|local| local.workload.uid == *uid)
     }
 
     /// Sets what should be armed.
@@ -74,20 +83,19 @@ impl Workloads {
         desired: &BTreeMap<WorkloadUid, Arc<Workload>>,
         datapath: &mut Datapath,
     ) {
-        let outdated = self
-            .armed
-            .iter()
-            .filter(|(uid, armed)| {
-                desired.get(uid).is_none_or(|workload| needs_rearming(&armed.local.workload, workload))
-            })
-            .map(|(uid, _)| uid.clone())
+        let armed = self.armed.values().map(|armed| &armed.local).chain(self.hosts.armed());
+        let outdated = armed
+            .map(|local| &local.workload)
+            .filter(|armed| desired.get(&armed.uid).is_none_or(|workload| needs_rearming(armed, workload)))
+            .map(|workload| workload.uid.clone())
             .collect::<Vec<_>>();
         for uid in outdated {
             self.disarm(&uid, datapath).await;
         }
     }
 
-    /// Disarms workloads whose namespace is gone from its path, or another one: holding it would keep it alive.
+    /// Disarms workloads whose namespace is gone from its path, or another one: holding it would keep it alive; and those
+    /// whose cgroup is gone.
     pub(super) async fn disarm_vanished(&mut self, datapath: &mut Datapath) {
         let vanished: Vec<_> = self
             .armed
@@ -99,6 +107,10 @@ impl Workloads {
             tracing::info!(workload = %uid, "the network namespace is gone");
             self.disarm(&uid, datapath).await;
         }
+        for uid in self.hosts.vanished() {
+            tracing::info!(workload = %uid, "the cgroup is gone");
+            self.disarm(&uid, datapath).await;
+        }
     }
 
     /// Stops capture everywhere; connections that exist go on.
@@ -108,6 +120,7 @@ impl Workloads {
                 tracing::warn!(workload = %armed.local.workload.name, %error, "cannot stop capture");
             }
         }
+        self.hosts.release_all(datapath);
     }
 
     /// Disarms everything.
@@ -116,19 +129,16 @@ impl Workloads {
         for uid in all {
             self.disarm(&uid, datapath).await;
         }
+        self.hosts.disarm_all(datapath).await;
     }
 
     /// Arms what is desired and not armed; returns what could not be, and why.
     pub(super) async fn arm_missing(&mut self, datapath: &mut Datapath) -> BTreeMap<WorkloadUid, String> {
         let mut failed = BTreeMap::new();
-        let missing: Vec<_> =
-            self.desired.values().filter(|workload| !self.armed.contains_key(&workload.uid)).cloned().collect();
+        let missing: Vec<_> = self.desired.values().filter(|workload| !self.is_armed(&workload.uid)).cloned().collect();
         for workload in missing {
             match self.arm(workload.clone(), datapath).await {
-                Ok(armed) => {
-                    tracing::info!(workload = %workload.name, mode = ?workload.mode, "armed");
-                    self.armed.insert(workload.uid.clone(), armed);
-                }
+                Ok(()) => tracing::info!(workload = %workload.name, mode = ?workload.mode, "armed"),
                 Err(error) => {
                     tracing::debug!(workload = %workload.name, error = format!("{error:#}"), "cannot arm; will try again");
                     failed.insert(workload.uid.clone(), format!("{error:#}"));
@@ -138,7 +148,17 @@ impl Workloads {
         failed
     }
 
-    async fn arm(&mut self, workload: Arc<Workload>, datapath: &mut Datapath) -> Result<Armed> {
+    async fn arm(&mut self, workload: Arc<Workload>, datapath: &mut Datapath) -> Result<()> {
+        if workload.is_host_network() {
+            let pod = self.pod(&workload);
+            return self.hosts.arm(workload, pod, datapath).await;
+        }
+        let armed = self.arm_pod(workload, datapath).await?;
+        self.armed.insert(armed.local.workload.uid.clone(), armed);
+        Ok(())
+    }
+
+    async fn arm_pod(&mut self, workload: Arc<Workload>, datapath: &mut Datapath) -> Result<Armed> {
         let path = workload.netns.as_deref().context("the WorkloadEntry has no spec.netns")?;
         let namespace = self
             .namespaces
@@ -154,7 +174,8 @@ impl Workloads {
         }
         let bound = self.listen(&namespace, &workload).await?;
         self.namespaces.prepare(&namespace).await.context("cannot prepare routing for client addresses")?;
-        let local = Arc::new(LocalWorkload { workload, namespace, removed: CancellationToken::new() });
+        let local =
+            Arc::new(LocalWorkload { workload, namespace: Arc::new(namespace), removed: CancellationToken::new() });
         let pod = match self.engage(&local, datapath) {
             Ok(pod) => pod,
             Err(error) => {
@@ -209,7 +230,8 @@ impl Workloads {
         let index = self.next_index;
         self.next_index = self.next_index.wrapping_add(1).max(1);
         let identity = self.identity_number(workload);
-        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), 0, identity)
+        let flags = if workload.is_host_network() { Pod::HOST_NETWORK } else { 0 };
+        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), flags, identity)
     }
 
     fn identity_number(&self, workload: &Workload) -> u32 {
@@ -222,19 +244,23 @@ impl Workloads {
     /// If the kernel's table cannot be written.
     pub(super) fn renumber(&mut self, datapath: &mut Datapath) -> Result<()> {
         let snapshot = self.context.snapshot.load();
+        let renumbered = |pod: Pod, workload: &Workload| {
+            let identity = snapshot.identity_number(&workload.identity);
+            let renumbered =
+                Pod::new(pod.ip4(), pod.ip6(), pod.workload(), pod.outbound_port_be(), pod.flags(), identity);
+            (renumbered != pod).then_some(renumbered)
+        };
         for armed in self.armed.values_mut() {
-            let (pod, identity) = (armed.pod, snapshot.identity_number(&armed.local.workload.identity));
-            if pod.identity() != identity {
-                armed.pod =
-                    Pod::new(pod.ip4(), pod.ip6(), pod.workload(), pod.outbound_port_be(), pod.flags(), identity);
-                datapath.arm_pod(armed.local.namespace.cookie(), armed.pod)?;
+            if let Some(pod) = renumbered(armed.pod, &armed.local.workload) {
+                armed.pod = pod;
+                datapath.arm_pod(armed.local.namespace.cookie(), pod)?;
             }
         }
-        Ok(())
+        self.hosts.renumber(datapath, renumbered)
     }
 
     async fn disarm(&mut self, uid: &WorkloadUid, datapath: &mut Datapath) {
-        let Some(mut armed) = self.armed.remove(uid) else { return };
+        let Some(mut armed) = self.armed.remove(uid) else { return self.hosts.disarm(uid, datapath).await };
         let local = armed.local;
         let warn = |step: &str, error: &dyn std::fmt::Display| {
             tracing::warn!(workload = %local.workload.name, %error, "while disarming: {step}");
@@ -263,7 +289,7 @@ fn needs_rearming(armed: &Workload, desired: &Workload) -> bool {
     let shape = |workload: &Workload| {
         let mut addresses: Vec<IpAddr> = workload.addresses.clone();
         addresses.sort();
-        (addresses, workload.netns.clone(), workload.identity.clone(), workload.name.clone())
+        (addresses, workload.netns.clone(), workload.cgroup.clone(), workload.identity.clone(), workload.name.clone())
     };
     shape(armed) != shape(desired)
 }

@@ -1,7 +1,10 @@
 //! Certificate signing requests: what the authority takes from one is the public key, and nothing else.
 
 use super::{Reason, Refusal};
-use rcgen::{PKCS_ECDSA_P256_SHA256, PublicKeyData, SubjectPublicKeyInfo};
+use rcgen::{
+    CertificateParams, DistinguishedName, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SigningKey,
+    SubjectPublicKeyInfo,
+};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::oid_registry::OID_SIG_ECDSA_WITH_SHA256;
@@ -44,4 +47,15 @@ pub fn check(csr: &[u8], uri: &str) -> Result<SubjectPublicKeyInfo, Refusal> {
         [GeneralName::URI(named)] if named == uri => Ok(key),
         _ => Err(names()),
     }
+}
+
+/// A request for `uri`, signed by its key: what [`check`] accepts.
+///
+/// # Errors
+/// If `uri` is no URI, or signing fails.
+pub fn make(key: &impl SigningKey, uri: &str) -> Result<Vec<u8>, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+    Ok(params.serialize_request(key)?.der().to_vec())
 }

@@ -7,14 +7,20 @@
 
 mod authority;
 mod certificate;
+mod client;
 pub mod csr;
 mod digest;
 mod error;
 mod key;
+mod limit;
 mod records;
 mod refusal;
 mod rotation;
+mod routes;
+mod server;
+mod service;
 mod store;
+mod tls;
 mod token;
 mod wire;
 
@@ -23,10 +29,13 @@ pub use authority::{
     RotationStatus, Status, TokenStatus, init, issue,
 };
 pub use certificate::{BACK_DATED, DEFAULT_NODE_TTL, DEFAULT_TTL, MAX_TTL, Validity};
+pub use client::{CaClient, DEFAULT_TIMEOUT, JoinError, Membership, enrol, join};
 pub use digest::Digest;
 pub use error::CaError;
 pub use refusal::{Reason, Refusal};
 pub use rotation::Lives;
+pub use server::{DEFAULT_PORT, Server};
+pub use service::{Placement, Service};
 pub use token::{InvalidToken, Token, TokenId};
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Display;
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
@@ -43,16 +44,13 @@ impl Store {
     pub(super) fn create(directory: &Path) -> Result<Self, CaError> {
         files::make_directory(directory)?;
         let path = directory.join(STORE_FILE);
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(files::PRIVATE).open(&path).map_err(
-                |error| match error.kind() {
-                    std::io::ErrorKind::AlreadyExists => {
-                        CaError::store(&path, "a CA is there already", "choose another directory")
-                    }
-                    _ => CaError::store(&path, error, "choose a directory that can be written"),
-                },
-            )?;
-        let database = builder().create_file(file).map_err(|error| unusable(&path, error))?;
+        // Made here rather than by the database: with the right mode from the start, and never over another one.
+        let made = OpenOptions::new().write(true).create_new(true).mode(files::PRIVATE).open(&path);
+        made.map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => CaError::store(&path, "a CA is there already", "choose another directory"),
+            _ => CaError::store(&path, error, "choose a directory that can be written"),
+        })?;
+        let database = builder().create(&path).map_err(|error| unusable(&path, error))?;
         let store = Self { path, database };
         store.write(|change| {
             for table in [STATE, ISSUERS, KEYS, TOKENS, NODES] {
@@ -67,7 +65,7 @@ impl Store {
     pub(super) fn open(directory: &Path) -> Result<Self, CaError> {
         let path = directory.join(STORE_FILE);
         let metadata = std::fs::metadata(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
+            ErrorKind::NotFound => {
                 CaError::store(&path, "there is no CA", "make one with `nodemeshd ca init`, or name its directory")
             }
             _ => CaError::store(&path, error, "run this as the user that owns the CA"),

@@ -2,9 +2,9 @@
 
 use crate::admin::documents::{Document, ErrorDocument, Item};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::io::{self, ErrorKind};
@@ -85,10 +85,19 @@ impl<'a> Daemon<'a> {
 
     /// Fetches a document and checks that it is what this version understands.
     pub(super) fn get<T: Item + DeserializeOwned>(&self, path: &str) -> Result<Document<T>, FetchError> {
+        self.ask(Method::GET, path)
+    }
+
+    /// Asks for something to be done; the answer says what was.
+    pub(super) fn post<T: Item + DeserializeOwned>(&self, path: &str) -> Result<Document<T>, FetchError> {
+        self.ask(Method::POST, path)
+    }
+
+    fn ask<T: Item + DeserializeOwned>(&self, method: Method, path: &str) -> Result<Document<T>, FetchError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let request = async {
             let timeout = FetchError::Timeout { socket: self.socket.to_owned(), timeout: self.timeout };
-            tokio::time::timeout(self.timeout, self.request(path)).await.unwrap_or(Err(timeout))
+            tokio::time::timeout(self.timeout, self.request(method, path)).await.unwrap_or(Err(timeout))
         };
         let body = runtime.map_err(FetchError::Runtime)?.block_on(request)?;
         let document: Document<T> =
@@ -101,7 +110,7 @@ impl<'a> Daemon<'a> {
         }
     }
 
-    async fn request(&self, path: &str) -> Result<Bytes, FetchError> {
+    async fn request(&self, method: Method, path: &str) -> Result<Bytes, FetchError> {
         let stream = UnixStream::connect(self.socket)
             .await
             .map_err(|error| FetchError::Unreachable { socket: self.socket.to_owned(), error })?;
@@ -109,7 +118,9 @@ impl<'a> Daemon<'a> {
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broke_off(&error))?;
         // Errors of the connection come out at the request as well.
         let driver = tokio::spawn(connection);
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(hyper::header::HOST, "nodemeshd")
             .body(Empty::<Bytes>::new())
             .map_err(|error| FetchError::Unknown(error.to_string()))?;

@@ -1,6 +1,7 @@
 //! `nodemesh`, the operator's command: asks the daemon over its local socket and prints the answer, or checks a catalog
 //! without a daemon. Data goes to standard output, everything else to standard error.
 
+mod cert;
 mod fetch;
 mod policy;
 mod show;
@@ -92,6 +93,9 @@ enum Verb {
     /// List what the daemon knows
     #[command(subcommand)]
     Get(Resource),
+    /// Look at this node's certificates and roots, and renew certificates
+    #[command(subcommand)]
+    Cert(cert::Verb),
     /// Say what would happen to a connection: where it goes, how it arrives, which rule decides. Exit code 3: refused
     Explain {
         /// Who calls: NAMESPACE/WORKLOAD, an IP address or a SPIFFE ID
@@ -249,6 +253,7 @@ impl<W: Write> Session<'_, W> {
             Verb::Get(Resource::Policies) => self.get::<PolicyRow>("/v1/policies"),
             Verb::Get(Resource::Plaintext) => self.get::<PlaintextRow>("/v1/plaintext"),
             Verb::Get(Resource::Connections { limit }) => self.connections(*limit),
+            Verb::Cert(verb) => self.cert(verb),
             Verb::Explain { source, destination } => self.explain(source, destination),
             Verb::Validate { directory, failure_threshold } => self.validate(directory, *failure_threshold),
             Verb::Version => self.version(),

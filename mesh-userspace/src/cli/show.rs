@@ -99,14 +99,15 @@ impl Show for WorkloadRow {
         let mut columns = vec![("NAMESPACE", Left), ("NAME", Left), ("NODE", Left), ("ADDRESSES", Left)];
         columns.extend([("MODE", Left), ("STATE", Left)]);
         if view.wide {
-            columns.push(("IDENTITY", Left));
+            columns.extend([("NETWORK", Left), ("IDENTITY", Left)]);
         }
         let mut table = Table::new(&columns);
         for row in items {
             let state = row.reason.as_ref().map_or_else(|| row.state.clone(), |why| format!("{}: {why}", row.state));
             let cells = [row.namespace.clone(), row.name.clone(), row.node.clone(), row.addresses.join(",")];
             let cells = cells.into_iter().chain([row.mode.clone(), state]);
-            table.row(cells.chain(view.wide.then(|| row.identity.clone())));
+            let more = view.wide.then(|| [row.network.clone(), row.identity.clone()]);
+            table.row(cells.chain(more.into_iter().flatten()));
         }
         table.render(view.headers)
     }
@@ -275,7 +276,7 @@ fn span(span: Duration) -> String {
 }
 
 /// When a certificate ends, and how far away that is.
-fn expiry(not_after: &str, now: SystemTime) -> String {
+pub(super) fn expiry(not_after: &str, now: SystemTime) -> String {
     match parse_timestamp(not_after).map(|end| (end.duration_since(now), now.duration_since(end))) {
         Some((Ok(left), _)) => format!("{not_after} (in {})", span(left)),
         Some((_, Ok(ago))) => format!("{not_after} (expired {} ago)", span(ago)),

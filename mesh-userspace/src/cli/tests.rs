@@ -52,11 +52,13 @@ fn status() -> Status {
                 id: "spiffe://example.org/ns/shop/sa/cart".to_owned(),
                 serial: "0a1b".to_owned(),
                 not_after: "2026-11-23T23:30:00Z".to_owned(),
+                ..CertificateRow::default()
             },
             CertificateRow {
                 id: "spiffe://example.org/ns/shop/sa/web".to_owned(),
                 serial: "0a1c".to_owned(),
                 not_after: "2026-11-23T11:58:00Z".to_owned(),
+                ..CertificateRow::default()
             },
         ],
         outcomes: vec![
@@ -106,6 +108,7 @@ fn workloads() -> Vec<WorkloadRow> {
         name: name.to_owned(),
         node: "n1".to_owned(),
         addresses: vec!["10.1.1.2".to_owned(), "fd00::2".to_owned()],
+        network: "own".to_owned(),
         mode: "permissive".to_owned(),
         identity: format!("spiffe://example.org/ns/{namespace}/sa/{name}"),
         state: "armed".to_owned(),
@@ -131,7 +134,7 @@ shop       web    n1    10.1.1.2,fd00::2  permissive  failed: no such netns
     let (_, out, _) = run(&daemon.socket(), &["get", "wl", "--no-headers"]);
     assert!(out.starts_with("db    redis  n1") && out.lines().count() == 3, "{out}");
     let (_, out, _) = run(&daemon.socket(), &["get", "wl", "-o", "wide"]);
-    assert!(out.lines().next().unwrap().ends_with("  IDENTITY"), "{out}");
+    assert!(out.lines().next().unwrap().ends_with("  NETWORK  IDENTITY"), "{out}");
     assert!(out.lines().nth(1).unwrap().ends_with("  spiffe://example.org/ns/db/sa/redis"), "{out}");
 }
 

@@ -328,6 +328,10 @@ mod tests {
         assert_eq!(documents.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true, true]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].0, Code::Syntax);
+        for open in ["\"x", "'x", "{x", "[x, \"", "|\n  x", ">\n x"] {
+            let (documents, _) = read_all(&format!("a: {open}\n---\nb: 1\n"));
+            assert!(documents.len() == 2 && documents[1].is_some(), "{open}");
+        }
     }
 
     #[test]

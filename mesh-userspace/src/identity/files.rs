@@ -87,30 +87,12 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), IdentityError> {
 
 /// Writes a file whole or not at all, replacing an older one.
 pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), IdentityError> {
-    place(path, content, mode, |temporary| fs::rename(temporary, path))
-}
-
-/// Writes a file whole or not at all; an older one stays and is an error.
-pub(crate) fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), IdentityError> {
-    place(path, content, mode, |temporary| {
-        // A hard link, unlike a rename, fails where something already has the name.
-        fs::hard_link(temporary, path)?;
-        fs::remove_file(temporary)
-    })
-}
-
-fn place(
-    path: &Path,
-    content: &[u8],
-    mode: u32,
-    publish: impl FnOnce(&Path) -> io::Result<()>,
-) -> Result<(), IdentityError> {
     let temporary = temporary_beside(path);
     let outcome = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
-        publish(&temporary)?;
+        fs::rename(&temporary, path)?;
         // The name itself must survive a power cut too.
         path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
     })();
@@ -134,11 +116,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_new_file_never_replaces_an_old_one() {
+    fn a_file_is_replaced_as_a_whole() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a");
-        write_new(&path, b"first", PRIVATE).unwrap();
-        assert!(write_new(&path, b"second", PRIVATE).is_err());
+        write(&path, b"first", PRIVATE).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"first");
         write(&path, b"third", PRIVATE).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"third");

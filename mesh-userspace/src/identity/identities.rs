@@ -1,19 +1,20 @@
 //! The node's identities, which change while connections run.
 
 use super::bundle::{Bundle, Root};
-use super::files::{self, BUNDLE_FILE, PUBLIC};
+use super::files::BUNDLE_FILE;
 use super::generation::Generation;
 use super::locals::{Local, Locals};
 use super::material::Material;
 use super::status::{CertificateStatus, Issuance};
-use super::{Certificate, IdentityError, certificate, tls};
+use super::{Certificate, IdentityError, certificate, name, tls};
 use crate::model::{SpiffeId, TrustDomain};
 use arc_swap::ArcSwap;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -44,19 +45,27 @@ struct Shared {
 enum Source {
     Files(PathBuf),
     Authority {
-        directory: PathBuf,
-        wanted: watch::Sender<Arc<BTreeSet<SpiffeId>>>,
+        /// `None` until it is known.
+        wanted: watch::Sender<Option<Arc<Wanted>>>,
         rotations: mpsc::Sender<Option<SpiffeId>>,
         issuance: ArcSwap<BTreeMap<SpiffeId, Issuance>>,
-        bundle_version: watch::Sender<u64>,
+        bundle_version: AtomicU64,
     },
+}
+
+/// The identities that this node should have.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) ids: BTreeSet<SpiffeId>,
+    /// Those that clients ask for.
+    names: HashSet<String>,
 }
 
 /// What the holder of identities asks of the one who gets certificates for them.
 #[derive(Debug)]
 pub struct Orders {
-    /// The identities that the node should have; unchanged from the start until they are known.
-    pub(super) wanted: watch::Receiver<Arc<BTreeSet<SpiffeId>>>,
+    /// The identities that the node should have, once they are known.
+    pub(super) wanted: watch::Receiver<Option<Arc<Wanted>>>,
     /// Renew one, or all, now.
     pub(super) rotations: mpsc::Receiver<Option<SpiffeId>>,
 }
@@ -79,11 +88,10 @@ impl Identities {
     /// If the bundle cannot be used; says what to do.
     pub fn issued(directory: &Path, trust_domain: &TrustDomain) -> Result<(Self, Orders), IdentityError> {
         let bundle = Bundle::read(&directory.join(BUNDLE_FILE), trust_domain)?;
-        let (wanted, wanted_receiver) = watch::channel(Arc::default());
+        let (wanted, wanted_receiver) = watch::channel(None);
         let (rotations, rotations_receiver) = mpsc::channel(ROTATIONS);
-        let (issuance, bundle_version) = (ArcSwap::default(), watch::Sender::new(0));
-        let directory = directory.to_owned();
-        let source = Source::Authority { directory, wanted, rotations, issuance, bundle_version };
+        let (issuance, bundle_version) = (ArcSwap::default(), AtomicU64::new(0));
+        let source = Source::Authority { wanted, rotations, issuance, bundle_version };
         let identities = Self::new(source, trust_domain, bundle, Locals::default())?;
         Ok((identities, Orders { wanted: wanted_receiver, rotations: rotations_receiver }))
     }
@@ -129,21 +137,16 @@ impl Identities {
     /// Waits until this node can act as `id`, if it is about to: a workload that has just arrived speaks before its
     /// certificate has come. Says whether it can.
     pub async fn wait_for(&self, id: &SpiffeId, limit: Duration) -> bool {
-        self.wait(limit, || self.has(id), |wanted| wanted.contains(id)).await
+        self.wait(limit, || self.has(id), |wanted| wanted.ids.contains(id)).await
     }
 
     /// [`Self::wait_for`] by the name that a client asks for.
     pub async fn wait_for_name(&self, server_name: &str, limit: Duration) -> bool {
         let is_there = || self.shared.locals.load().named(server_name).is_some();
-        self.wait(limit, is_there, |wanted| wanted.iter().any(|id| super::name::label(id) == server_name)).await
+        self.wait(limit, is_there, |wanted| wanted.names.contains(server_name)).await
     }
 
-    async fn wait(
-        &self,
-        limit: Duration,
-        is_there: impl Fn() -> bool,
-        is_wanted: impl Fn(&BTreeSet<SpiffeId>) -> bool,
-    ) -> bool {
+    async fn wait(&self, limit: Duration, is_there: impl Fn() -> bool, is_wanted: impl Fn(&Wanted) -> bool) -> bool {
         if is_there() {
             return true;
         }
@@ -154,8 +157,8 @@ impl Identities {
                 if is_there() {
                     return true;
                 }
-                let wanted = wanted.borrow().clone();
-                if !is_wanted(&wanted) || changes.changed().await.is_err() {
+                let is_coming = wanted.borrow().as_deref().is_some_and(&is_wanted);
+                if !is_coming || changes.changed().await.is_err() {
                     return false;
                 }
             }
@@ -167,7 +170,11 @@ impl Identities {
     /// what is in the files.
     pub fn want(&self, ids: BTreeSet<SpiffeId>) {
         let Source::Authority { wanted, .. } = &self.shared.source else { return };
-        wanted.send_replace(Arc::new(ids));
+        if wanted.borrow().as_ref().is_some_and(|known| known.ids == ids) {
+            return;
+        }
+        let names = ids.iter().map(name::label).collect();
+        wanted.send_replace(Some(Arc::new(Wanted { ids, names })));
         self.shared.changed.send_replace(());
     }
 
@@ -181,13 +188,14 @@ impl Identities {
             return Err(IdentityError::Refused(reason.to_owned()));
         };
         let wanted = wanted.borrow().clone();
-        if let Some(id) = only.filter(|id| !wanted.contains(id)) {
+        let ids = wanted.as_ref().map(|wanted| &wanted.ids);
+        if let Some(id) = only.filter(|id| !ids.is_some_and(|ids| ids.contains(id))) {
             return Err(IdentityError::Refused(format!("no workload of this node has the identity {id}")));
         }
         rotations
             .try_send(only.cloned())
             .map_err(|_| IdentityError::Refused("too many requests wait: try again".to_owned()))?;
-        Ok(only.map_or(wanted.len(), |_| 1))
+        Ok(only.map_or(ids.map_or(0, BTreeSet::len), |_| 1))
     }
 
     /// When the certificate that this node presents as `id` ends; `None` if it has none.
@@ -252,7 +260,7 @@ impl Identities {
                     source: "ca",
                     issuance: issuance.get(id).cloned().unwrap_or_default(),
                 };
-                wanted.iter().map(status).collect()
+                wanted.iter().flat_map(|wanted| &wanted.ids).map(status).collect()
             }
         }
     }
@@ -268,7 +276,7 @@ impl Identities {
     pub fn bundle(&self) -> (Vec<Root>, u64) {
         let version = match &self.shared.source {
             Source::Files(_) => 0,
-            Source::Authority { bundle_version, .. } => *bundle_version.borrow(),
+            Source::Authority { bundle_version, .. } => bundle_version.load(Ordering::Relaxed),
         };
         let certificates = self.shared.current.load().bundle.certificates.clone();
         (certificates.iter().filter_map(|root| certificate::root(root).ok()).collect(), version)
@@ -300,26 +308,21 @@ impl Identities {
         });
     }
 
-    /// Trusts these roots from now on, and no others, and begins with them after a restart. Says whether they are
-    /// others than before.
+    /// Trusts these roots from now on, and no others. Says whether they are others than before.
     ///
     /// # Errors
     /// If the roots cannot be used; nothing has changed then.
     pub(super) fn trust(&self, roots: Vec<CertificateDer<'static>>, version: u64) -> Result<bool, IdentityError> {
         let bundle = Bundle::new(roots, &self.shared.trust_domain)
             .map_err(|unusable| IdentityError::Refused(format!("the bundle cannot be used: {}", unusable.problem)))?;
-        let text = certificate::pem(&bundle.certificates);
         let is_new = self.change(|| {
             let generation = self.generation_for(bundle)?;
             let is_new = generation.is_some();
             self.replace_generation(generation);
             Ok::<_, IdentityError>(is_new)
         })?;
-        if let Source::Authority { directory, bundle_version, .. } = &self.shared.source {
-            bundle_version.send_replace(version);
-            if is_new && let Err(error) = files::write(&directory.join(BUNDLE_FILE), text.as_bytes(), PUBLIC) {
-                tracing::warn!(%error, "the new roots are in use, but a restart will begin with the old ones");
-            }
+        if let Source::Authority { bundle_version, .. } = &self.shared.source {
+            bundle_version.store(version, Ordering::Relaxed);
         }
         Ok(is_new)
     }

@@ -1,5 +1,6 @@
 //! The task that gets certificates: asks the authority when the schedule says so, checks what comes, puts it to use.
 
+use super::identities::Wanted;
 use super::locals::Local;
 use super::renewal::{Alarm, Attempt, Now, Renewal};
 use super::request::Request;
@@ -9,7 +10,7 @@ use crate::model::SpiffeId;
 use crate::runtime::{Blocker, Ready};
 use crate::telemetry::certificates::CertificateMetrics;
 use anyhow::{Context as _, Result};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
@@ -19,8 +20,8 @@ use tokio::task::JoinSet;
 const BATCH: usize = 64;
 /// Calls at once: one that hangs must not keep a workload that has just arrived waiting.
 const CALLS: usize = 4;
-/// A call without an answer is given up after this.
-const CALL_LIMIT: Duration = Duration::from_secs(15);
+/// A call without an answer is given up after this. Sources bound their own waiting: this is the last resort.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// The clock on the wall may be set: it is looked at this often at least.
 const LOOK: Duration = Duration::from_secs(10);
 /// Pause after the bundle could not be fetched.
@@ -58,7 +59,7 @@ struct BundleState {
 struct Readiness {
     ready: Ready,
     blocker: Option<Blocker>,
-    first: Option<Arc<BTreeSet<SpiffeId>>>,
+    first: Option<Arc<Wanted>>,
 }
 
 /// What came of a call.
@@ -118,8 +119,8 @@ impl Issuer {
     }
 
     fn want(&mut self) {
-        let wanted = self.orders.wanted.borrow_and_update().clone();
-        let gone = self.schedule.want(&wanted);
+        let Some(wanted) = self.orders.wanted.borrow_and_update().clone() else { return };
+        let gone = self.schedule.want(&wanted.ids);
         if !gone.is_empty() {
             self.identities.remove(&gone);
         }
@@ -130,8 +131,8 @@ impl Issuer {
     fn call(&mut self) {
         if self.bundle.next.is_some_and(|at| at <= Instant::now()) {
             self.bundle.next = None;
-            let (source, metrics) = (self.source.clone(), self.metrics.clone());
-            self.calls.spawn(async move { Answered::Bundle(timed("bundle", &metrics, source.bundle()).await) });
+            let source = self.source.clone();
+            self.calls.spawn(async move { Answered::Bundle(bounded(source.bundle()).await) });
         }
         while self.bundle.is_known && self.signing < CALLS {
             let due = self.schedule.take_due(now(), BATCH);
@@ -157,10 +158,10 @@ impl Issuer {
         if requests.is_empty() {
             return;
         }
-        let (source, metrics, epoch) = (self.source.clone(), self.metrics.clone(), self.schedule.epoch());
+        let (source, epoch) = (self.source.clone(), self.schedule.epoch());
         self.signing += 1;
         self.calls.spawn(async move {
-            let answers = timed("sign", &metrics, source.sign(requests)).await;
+            let answers = bounded(source.sign(requests)).await;
             Answered::Signed { asked, epoch, answers }
         });
     }
@@ -300,7 +301,7 @@ impl Readiness {
         if self.blocker.is_none() {
             return;
         }
-        if self.first.as_ref().is_some_and(|first| schedule.is_answered(first)) {
+        if self.first.as_ref().is_some_and(|first| schedule.is_answered(&first.ids)) {
             self.blocker = None;
         } else {
             // The new one first: in between the node would be ready.
@@ -325,19 +326,10 @@ fn states(schedule: &Renewal, now: Now) -> BTreeMap<SpiffeId, Issuance> {
     schedule.entries().map(|(id, entry)| (id.clone(), issuance(entry))).collect()
 }
 
-/// Awaits an answer for a bounded time, and counts it.
-async fn timed<T>(
-    request: &'static str,
-    metrics: &CertificateMetrics,
-    call: super::Answer<'_, T>,
-) -> Result<T, SourceError> {
-    let started = Instant::now();
-    let answer = tokio::time::timeout(CALL_LIMIT, call).await;
-    let answer = answer.unwrap_or_else(|_| {
-        Err(SourceError::Unavailable(format!("it did not answer within {} s", CALL_LIMIT.as_secs())))
-    });
-    metrics.asked(request, answer.as_ref().map_or_else(SourceError::reason, |_| "ok"), started.elapsed());
-    answer
+/// Awaits an answer for a bounded time.
+async fn bounded<T>(call: super::Answer<'_, T>) -> Result<T, SourceError> {
+    let silence = || SourceError::Unavailable(format!("it did not answer within {} s", CALL_LIMIT.as_secs()));
+    tokio::time::timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(silence()))
 }
 
 fn now() -> Now {

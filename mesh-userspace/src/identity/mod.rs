@@ -1,4 +1,4 @@
-//! Who a workload is, and how two of them prove it: certificates on disk, a small CA that writes them, and the TLS
+//! Who a workload is, and how two of them prove it: certificates from files or an authority, renewed in time, and the TLS
 //! configurations made of them.
 //!
 //! Each side checks the other's exact identity: a client accepts one SPIFFE ID only (its configuration is made for one

@@ -14,6 +14,8 @@ const CUT_BY_PEER_STOPPED: StreamError = StreamError::Stopped(ResetCode::DENIED)
 pub enum Failure {
     #[error("no original destination is recorded for this connection: it did not come through the connect hook")]
     NoOriginalDestination,
+    #[error("the workload that made this connection is not armed any more")]
+    UnknownCaller,
     #[error("{0} is neither a frontend nor a workload of the catalog any more")]
     UnknownDestination(std::net::SocketAddr),
     #[error("the service has no endpoint")]
@@ -46,6 +48,7 @@ impl Failure {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoOriginalDestination => "no_original_destination",
+            Self::UnknownCaller => "unknown_caller",
             Self::UnknownDestination(_) => "unknown_destination",
             Self::NoEndpoints => "no_endpoints",
             Self::UnknownNode(_) => "unknown_node",

@@ -93,17 +93,14 @@ impl Inbound {
         incoming: &Incoming,
         snapshot: &Snapshot,
     ) -> Result<(Arc<LocalWorkload>, Arc<Workload>), Refusal> {
-        let local = self.context.locals.at(incoming.header.destination.ip()).ok_or(Refusal::NotFound)?;
+        let local = self.context.locals.serving(snapshot, incoming.header.destination).ok_or(Refusal::NotFound)?;
         if local.workload.identity != incoming.destination {
             return Err(Refusal::IdentityMismatch);
         }
         // One that the catalog has just lost is still armed for a moment, and has no policies any more.
         local.known(snapshot).ok_or(Refusal::NotFound)?;
-        let source = snapshot.workload_at(incoming.header.source.ip()).ok_or(Refusal::IdentityMismatch)?;
-        if source.identity != incoming.source {
-            return Err(Refusal::IdentityMismatch);
-        }
-        Ok((local, source.clone()))
+        let source = snapshot.workload_speaking(incoming.header.source.ip(), &incoming.source);
+        Ok((local, source.ok_or(Refusal::IdentityMismatch)?.clone()))
     }
 
     async fn carry(&self, incoming: Incoming, admitted: Admitted) {
@@ -167,15 +164,17 @@ impl Inbound {
         relayed
     }
 
-    /// Connects to the application from inside its namespace with the client's address.
+    /// Connects to the application from inside its namespace, with the client's address where that is possible.
     async fn dial(
         &self,
         local: &LocalWorkload,
         source: SocketAddr,
         destination: SocketAddr,
     ) -> Result<(TcpStream, Delivery), Failure> {
-        let from = SocketAddr::new(source.ip(), 0);
-        let dialled = self.namespaces.dial_socket(&local.namespace, from, self.mark).await;
+        let from = SocketAddr::new(local.delivers_from(source.ip(), destination.ip()), 0);
+        // The mark is for the routing that is made in workloads' own namespaces.
+        let mark = if local.workload.is_host_network() { 0 } else { self.mark };
+        let dialled = self.namespaces.dial_socket(&local.namespace, from, mark).await;
         let socket = dialled.map_err(Failure::Application)?;
         let bound = socket.local_addr().map_err(Failure::Application)?.as_socket().map_or(0, |address| address.port());
         let pass = BypassKey::new(from.ip().into(), destination.ip().into(), bound.to_be(), destination.port().to_be());

@@ -38,10 +38,12 @@ impl Context {
     fn refused_connect(&self, snapshot: &Snapshot, record: &VerdictRecord) {
         let (source, destination) = (source(record), destination(record));
         let endpoint = snapshot.frontend(destination).and_then(|frontend| frontend.endpoints.first());
-        let workload = endpoint.map(|endpoint| &endpoint.workload).or_else(|| snapshot.workload_at(destination.ip()));
+        let workload = endpoint.map(|endpoint| &endpoint.workload).or_else(|| snapshot.workload_serving(destination));
         // The workload's port is what rules see; all endpoints of a frontend that the kernel decides about share it.
         let port = endpoint.map_or(destination.port(), |endpoint| endpoint.address.port());
-        let caller = snapshot.workload_at(source.ip());
+        // An address may be shared, in a node's own namespace; the kernel says under which identity it called.
+        let named = || snapshot.workload_speaking(source.ip(), snapshot.identity(record.identity())?);
+        let caller = snapshot.workload_at(source.ip()).or_else(named);
         let identity = caller.map(|caller| &caller.identity);
         let told = name(snapshot, record, Verdict::Drop, identity, source.ip(), port);
         let parties = Parties {
@@ -56,7 +58,7 @@ impl Context {
     /// Plaintext from outside has reached a workload of this node, or was kept from it.
     fn plaintext(&self, snapshot: &Snapshot, record: &VerdictRecord, verdict: Verdict, now: SystemTime) {
         let (source, destination) = (source(record), destination(record));
-        let workload = snapshot.workload_at(destination.ip()).map(Arc::as_ref);
+        let workload = snapshot.workload_serving(destination).map(Arc::as_ref);
         let caller = snapshot.workload_at(source.ip()).map(Arc::as_ref);
         let told = if record.outcome() == Outcome::LookupStrict as u32 {
             let ruling = Ruling { verdict, reason: Reason::Strict, policy: None, rule: None };

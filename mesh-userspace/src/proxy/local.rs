@@ -5,7 +5,7 @@ use crate::model::Workload;
 use crate::netns::Namespace;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 /// `removed` is cancelled.
 pub struct LocalWorkload {
     pub workload: Arc<Workload>,
-    pub namespace: Namespace,
+    /// The node's own, of workloads there; they share it.
+    pub namespace: Arc<Namespace>,
     pub removed: CancellationToken,
 }
 
@@ -25,6 +26,13 @@ impl LocalWorkload {
         self.known(snapshot).unwrap_or(&self.workload)
     }
 
+    /// The address from which the daemon reaches the application for a caller: the caller's, except in the node's own
+    /// namespace, whose routing would have to be changed for the answers.
+    #[must_use]
+    pub fn delivers_from(&self, caller: IpAddr, destination: IpAddr) -> IpAddr {
+        if self.workload.is_host_network() { destination } else { caller }
+    }
+
     /// [`Self::current`], if the catalog still has it.
     #[must_use]
     pub fn known<'a>(&self, snapshot: &'a Snapshot) -> Option<&'a Workload> {
@@ -32,38 +40,67 @@ impl LocalWorkload {
     }
 }
 
-/// Armed workloads by address: read per connection, replaced by the reconciler alone.
+/// Armed workloads: read per connection, replaced by the reconciler alone.
 #[derive(Clone, Default)]
-pub struct LocalWorkloads(Arc<ArcSwap<HashMap<IpAddr, Arc<LocalWorkload>>>>);
+pub struct LocalWorkloads(Arc<ArcSwap<Armed>>);
+
+#[derive(Clone, Default)]
+struct Armed {
+    /// Those that have their addresses to themselves.
+    by_address: HashMap<IpAddr, Arc<LocalWorkload>>,
+    /// Those in the node's own namespace.
+    by_cgroup: HashMap<u64, Arc<LocalWorkload>>,
+}
 
 impl LocalWorkloads {
+    /// The workload that a connection to this address and port is for.
     #[must_use]
-    pub fn at(&self, address: IpAddr) -> Option<Arc<LocalWorkload>> {
-        self.0.load().get(&address).cloned()
+    pub fn serving(&self, snapshot: &Snapshot, destination: SocketAddr) -> Option<Arc<LocalWorkload>> {
+        let armed = self.0.load();
+        if let Some(local) = armed.by_address.get(&destination.ip()) {
+            return Some(local.clone());
+        }
+        let wanted = snapshot.workload_serving(destination)?;
+        armed.by_cgroup.values().find(|local| local.workload.uid == wanted.uid).cloned()
+    }
+
+    /// The workload in the node's own namespace whose cgroup has this id.
+    #[must_use]
+    pub fn of_cgroup(&self, id: u64) -> Option<Arc<LocalWorkload>> {
+        self.0.load().by_cgroup.get(&id).cloned()
     }
 
     /// Every armed workload once.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<LocalWorkload>> {
-        let mut all: Vec<_> = self.0.load().values().cloned().collect();
-        all.sort_unstable_by_key(Arc::as_ptr);
-        all.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        all
+        let armed = self.0.load();
+        let first =
+            |(address, local): &(&IpAddr, &Arc<LocalWorkload>)| local.workload.addresses.first() == Some(*address);
+        let pods = armed.by_address.iter().filter(first).map(|(_, local)| local);
+        pods.chain(armed.by_cgroup.values()).cloned().collect()
     }
 
     /// Adds a workload under all its addresses.
     pub fn insert(&self, local: &Arc<LocalWorkload>) {
-        let mut next = HashMap::clone(&self.0.load());
+        let mut next = Armed::clone(&self.0.load());
         for address in &local.workload.addresses {
-            next.insert(*address, local.clone());
+            next.by_address.insert(*address, local.clone());
         }
+        self.0.store(Arc::new(next));
+    }
+
+    /// Adds a workload in the node's own namespace under its cgroup's id.
+    pub fn insert_host(&self, cgroup: u64, local: &Arc<LocalWorkload>) {
+        let mut next = Armed::clone(&self.0.load());
+        next.by_cgroup.insert(cgroup, local.clone());
         self.0.store(Arc::new(next));
     }
 
     /// Removes exactly this incarnation of a workload.
     pub fn remove(&self, local: &Arc<LocalWorkload>) {
-        let mut next = HashMap::clone(&self.0.load());
-        next.retain(|_, other| !Arc::ptr_eq(other, local));
+        let mut next = Armed::clone(&self.0.load());
+        next.by_address.retain(|_, other| !Arc::ptr_eq(other, local));
+        next.by_cgroup.retain(|_, other| !Arc::ptr_eq(other, local));
         self.0.store(Arc::new(next));
     }
 }

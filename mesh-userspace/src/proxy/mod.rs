@@ -2,6 +2,7 @@
 
 pub mod explain;
 mod failure;
+mod host;
 mod inbound;
 mod kernel;
 mod local;
@@ -14,6 +15,7 @@ mod session;
 pub mod verdict;
 
 pub use failure::Failure;
+pub use host::HostOutbound;
 pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
 pub use outbound::Outbound;

@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 /// Pause after an accept that failed for want of descriptors or memory: trying again at once would only burn the CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
@@ -41,35 +42,32 @@ impl Outbound {
     /// Accepts until the workload is removed.
     pub async fn serve(self, listener: TcpListener) {
         let outbound = Arc::new(self);
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = outbound.local.removed.cancelled() => return,
-            };
-            match accepted {
-                Ok((app, source)) => {
-                    let outbound = outbound.clone();
-                    let tracker = outbound.context.connections.clone();
-                    tracker.spawn(async move { outbound.connection(app, source).await });
-                }
-                Err(error) if is_transient(&error) => {}
-                Err(error) => {
-                    tracing::warn!(workload = %outbound.local.workload.name, %error, "cannot accept; pausing");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let tracker = outbound.context.connections.clone();
+        accept_until(&outbound.local.removed, &listener, |app, source| {
+            let outbound = outbound.clone();
+            tracker.spawn(async move { outbound.connection(app, source).await });
+        })
+        .await;
     }
 
     async fn connection(&self, app: TcpStream, source: SocketAddr) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        if self.carry(&app, source).await.is_err() {
+        let carried = match original_destination(&self.tuples, self.local.namespace.cookie(), source) {
+            Ok(record) => self.carry(&app, source, &record).await,
+            Err(failure) => Err(failure).inspect_err(|failure| self.unrouted(source, failure)),
+        };
+        if carried.is_err() {
             reset_on_close(&app);
         }
     }
 
-    async fn carry(&self, app: &TcpStream, source: SocketAddr) -> Result<(), Failure> {
-        let record = self.original_destination(source).inspect_err(|failure| self.unrouted(source, failure))?;
+    /// Carries a connection of the workload to where it was going.
+    pub(super) async fn carry(
+        &self,
+        app: &TcpStream,
+        source: SocketAddr,
+        record: &OriginalDestination,
+    ) -> Result<(), Failure> {
         let destination = SocketAddr::from(record.endpoint());
         let snapshot = self.context.snapshot.load_full();
         let route = route(&snapshot, destination).inspect_err(|failure| self.unrouted(source, failure))?;
@@ -163,20 +161,47 @@ impl Outbound {
         Ok(self.context.tunnel.open(transport, &peer, header).await?)
     }
 
-    fn original_destination(&self, source: SocketAddr) -> Result<OriginalDestination, Failure> {
-        let key = TupleKey::new(self.local.namespace.cookie(), source.ip().into(), source.port().to_be());
-        match self.tuples.take(&key) {
-            Ok(Some(record)) => Ok(record),
-            Ok(None) => Err(Failure::NoOriginalDestination),
-            Err(error) => Err(Failure::Local(error)),
-        }
-    }
-
     /// A connection whose destination is not known is counted under its source alone.
     fn unrouted(&self, source: SocketAddr, failure: &Failure) {
         let edge = Edge { reporter: Reporter::Source, source: &self.local.workload, destination: None, service: None };
         let unspecified = SocketAddr::new(source.ip(), 0);
         Session::begin(&self.context, &edge, source, unspecified).fail(failure);
+    }
+}
+
+/// Accepts until it is stopped.
+pub(super) async fn accept_until(
+    stopped: &CancellationToken,
+    listener: &TcpListener,
+    mut take: impl FnMut(TcpStream, SocketAddr),
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped.cancelled() => return,
+        };
+        match accepted {
+            Ok((app, source)) => take(app, source),
+            Err(error) if is_transient(&error) => {}
+            Err(error) => {
+                tracing::warn!(listener = ?listener.local_addr(), %error, "cannot accept; pausing");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Takes the record of a connection that was accepted in a namespace.
+pub(super) fn original_destination(
+    tuples: &Tuples,
+    netns_cookie: u64,
+    source: SocketAddr,
+) -> Result<OriginalDestination, Failure> {
+    let key = TupleKey::new(netns_cookie, source.ip().into(), source.port().to_be());
+    match tuples.take(&key) {
+        Ok(Some(record)) => Ok(record),
+        Ok(None) => Err(Failure::NoOriginalDestination),
+        Err(error) => Err(Failure::Local(error)),
     }
 }
 
@@ -195,7 +220,7 @@ fn route(snapshot: &Snapshot, destination: SocketAddr) -> Result<Route, Failure>
         let endpoint = balance::pick(&frontend.endpoints, rand::random()).ok_or(Failure::NoEndpoints)?;
         return Ok(Route { service: Some(frontend.service.clone()), endpoint: endpoint.clone() });
     }
-    let workload = snapshot.workload_at(destination.ip()).ok_or(Failure::UnknownDestination(destination))?;
+    let workload = snapshot.workload_serving(destination).ok_or(Failure::UnknownDestination(destination))?;
     let endpoint = Endpoint { workload: workload.clone(), address: destination, weight: workload.weight };
     Ok(Route { service: None, endpoint })
 }

@@ -126,7 +126,8 @@ fn end_forbidden(
     let all = table.list()?;
     let is_delivery = |from, to| context.registry.is_delivery(from, to);
     let mut unclear = 0;
-    for inbound in from_outside(&all, workload, is_delivery) {
+    let serves = |local| snapshot.workload_serving(local).is_some_and(|serving| serving.uid == workload.uid);
+    for inbound in from_outside(&all, workload, serves, is_delivery) {
         let (source, port) = (inbound.remote, inbound.local.port());
         let caller = Caller { identity: None, address: source.ip() };
         let told = verdict::decide(snapshot, workload, port, Arrival::Plaintext, caller);
@@ -146,25 +147,24 @@ fn end_forbidden(
     Ok(unclear)
 }
 
-/// The connections among all sockets of a workload's namespace that came from outside without the daemon.
+/// The connections among all sockets of a workload's namespace that came from outside without the daemon, to where it
+/// `serves`: a node's own namespace has others', the operator's and the daemon's among them.
 fn from_outside<'a>(
     all: &'a [Tcp],
     workload: &'a Workload,
+    serves: impl Fn(SocketAddr) -> bool + 'a,
     is_delivery: impl Fn(SocketAddr, SocketAddr) -> bool + 'a,
 ) -> impl Iterator<Item = &'a Tcp> {
     // Both ends of a delivery are here, and the daemon may have let go of one that the application still ends.
     let ends: HashSet<(SocketAddr, SocketAddr)> = all.iter().map(|tcp| (tcp.local, tcp.remote)).collect();
     let is_listening = all.iter().filter(|tcp| tcp.state == TcpState::Listening).map(|tcp| tcp.local.port());
     let is_listening: HashSet<u16> = is_listening.collect();
-    // In the node's own namespace a workload is in the mesh on the ports that it declares; the others are not its own.
-    let declared = workload.is_host_network().then(|| workload.declared_ports());
-    let is_guarded = move |port: u16| declared.as_ref().is_none_or(|declared| declared.contains(&port));
     let is_own = |address: SocketAddr| workload.addresses.iter().any(|own| own.to_canonical() == address.ip());
     all.iter().filter(move |tcp| {
         let came_in = tcp.dialled.map_or_else(|| is_listening.contains(&tcp.local.port()), |dialled| !dialled);
         tcp.state == TcpState::Open
             && is_own(tcp.local)
-            && is_guarded(tcp.local.port())
+            && serves(tcp.local)
             && !is_own(tcp.remote)
             && came_in
             && !ends.contains(&(tcp.remote, tcp.local))

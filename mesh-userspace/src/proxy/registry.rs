@@ -73,8 +73,7 @@ impl Live {
     /// connections itself: it is disarmed, and its lanes are closed.
     fn judge(&self, snapshot: &Snapshot) -> Option<Cut> {
         if self.side == Side::Destination {
-            let known = snapshot.workload_at(self.source);
-            if known.is_none_or(|workload| workload.identity != self.caller.identity) {
+            if snapshot.workload_speaking(self.source, &self.caller.identity).is_none() {
                 return Some(Cut::SourceGone);
             }
         }

@@ -3,6 +3,7 @@
 
 pub mod access_log;
 mod bounded;
+pub mod ca;
 pub mod catalog;
 pub mod certificates;
 pub mod connections;

@@ -1,6 +1,7 @@
 //! What a scrape gets is what Prometheus accepts.
 
 use super::catalog::CatalogMetrics;
+use super::certificates::CertificateMetrics;
 use super::connections::{EdgeKey, Party, Reporter, ResponseFlag, Security, ServiceLabels};
 use super::flows::FlowMetrics;
 use super::tunnel::TunnelMetrics;
@@ -23,6 +24,7 @@ pub(super) fn full() -> Metrics {
     let catalog = CatalogMetrics::register(metrics.registry());
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
     catalog.applied(SystemTime::now());
+    CertificateMetrics::register(metrics.registry()).rotated("success");
     touch(&TunnelMetrics::register(metrics.registry()));
     policy::sample(metrics.policy());
     let key = EdgeKey {

@@ -66,6 +66,9 @@ pub trait Transport {
 pub struct Tunnel {
     lanes: Lanes,
     quic: Quic,
+    identities: Identities,
+    /// How long a stream waits for its source's certificate.
+    patience: Duration,
 }
 
 impl Tunnel {
@@ -73,15 +76,19 @@ impl Tunnel {
     #[must_use]
     pub fn new(config: Config, identities: Identities, metrics: Arc<TunnelMetrics>) -> Self {
         let config = Arc::new(config);
+        let patience = config.connect_timeout;
         let lanes = Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics));
-        Self { lanes, quic: Quic::new(config, identities, metrics) }
+        Self { lanes, quic: Quic::new(config, identities.clone(), metrics), identities, patience }
     }
 
-    /// Opens one application connection. `Auto` means lanes.
+    /// Opens one application connection. `Auto` means lanes. A source that has just arrived is given time to get its
+    /// certificate.
     ///
     /// # Errors
     /// As [`Transport::open`].
     pub async fn open(&self, choice: TransportChoice, peer: &Peer, header: StreamHeader) -> Result<Stream, OpenError> {
+        // Without one, the transport says so.
+        let _has_certificate = self.identities.wait_for(&peer.source, self.patience).await;
         match choice {
             TransportChoice::Auto | TransportChoice::Lanes => self.lanes.open(peer, header).await,
             TransportChoice::Quic => self.quic.open(peer, header).await,

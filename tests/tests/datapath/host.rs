@@ -141,6 +141,20 @@ fn a_socket_from_before_the_arming_is_nobodys() {
     node.datapath.unload().unwrap();
 }
 
+#[test]
+fn a_subflow_that_the_kernel_makes_is_nobodys() {
+    let bed = Bed::new();
+    let node = Node::armed(&bed);
+    if bed.pod.has_mptcp() {
+        bed.stand_in(node.a.path());
+        let client = bed.pod.socket(Domain::IPV4, Protocol::MPTCP);
+        assert_eq!(connect(&client, VIP4).unwrap_err().raw_os_error(), Some(EACCES));
+        assert_eq!(node.counted(Outcome::ConnectHanded), 1);
+        bed.stand_in(&node.outside);
+    }
+    node.datapath.unload().unwrap();
+}
+
 fn guard(address: Ip, port: u16, mode: Mode) -> MapOp {
     MapOp::SetAppPort(AppPortKey::new(address, port.to_be()), AppPort::new(mode as u32, 0))
 }

@@ -104,21 +104,23 @@ impl Authority {
         Ok(node.clone())
     }
 
-    /// Notes that a node has shown itself, and which version of the bundle it uses.
+    /// Notes that a node has shown itself, and which version of the bundle it uses. Says whether that is another one.
     ///
     /// # Errors
     /// If the store cannot be changed.
-    pub fn saw(&self, node: &NodeName, bundle: u64, now: OffsetDateTime) -> Result<(), CaError> {
+    pub fn saw(&self, node: &NodeName, bundle: u64, now: OffsetDateTime) -> Result<bool, CaError> {
         let now = now.unix_timestamp();
         // What it cannot have got, it does not use.
         let bundle = bundle.min(self.live().state.version);
         let fresh = |record: &NodeRecord| record.bundle == bundle && now - record.seen < SEEN_EVERY;
         if self.store.read(|view| view.node(node.as_str()))?.as_ref().is_some_and(fresh) {
-            return Ok(());
+            return Ok(false);
         }
-        self.store.write(|change| match change.node(node.as_str())? {
-            Some(record) => change.put_node(&NodeRecord { seen: record.seen.max(now), bundle, ..record }),
-            None => Ok(()),
+        self.store.write(|change| {
+            let Some(record) = change.node(node.as_str())? else { return Ok(false) };
+            let is_another = record.bundle != bundle;
+            change.put_node(&NodeRecord { seen: record.seen.max(now), bundle, ..record })?;
+            Ok(is_another)
         })
     }
 

@@ -2,3 +2,5 @@
 //! something from it.
 
 mod files;
+mod nodes;
+mod world;

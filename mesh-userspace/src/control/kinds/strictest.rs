@@ -16,7 +16,8 @@ use std::sync::Arc;
 /// that says plainly that it enforces nothing is not made to.
 pub(in crate::control) fn strictest_policy(tree: &Node, findings: &mut Findings) -> Option<(Key, Spec)> {
     let Some(name) = policy_name(tree, &findings.source) else {
-        let message = "its namespace cannot be told, so nothing is protected by it".to_owned();
+        let message =
+            "its namespace cannot be told, so it protects nothing unless an earlier version is in force".to_owned();
         let help = "mend what is wrong with `metadata`".to_owned();
         findings.report(Code::PolicyOfNowhere, tree.at, message, Some(help));
         return None;

@@ -136,16 +136,6 @@ fn a_bundle_is_changed_in_steps_without_a_refusal_and_the_old_root_is_refused_af
 }
 
 #[test]
-fn a_restart_begins_with_the_roots_that_were_learnt() {
-    let (old, new) = (Root::new("old"), Root::new("new"));
-    let a = node(&[&old]);
-    a.trusts(&[&new]);
-    let (again, _orders) = Identities::issued(a.path(), &domain()).unwrap();
-    assert_eq!(again.bundle().0.len(), 1);
-    assert_eq!(again.bundle().0[0].certificate, new.certificate);
-}
-
-#[test]
 fn a_bundle_that_cannot_be_used_changes_nothing() {
     let root = Root::new("root");
     let (a, b) = acquainted(&root);

@@ -1,6 +1,6 @@
 //! Which sockets are plaintext from outside.
 
-use super::super::fixture::workload;
+use super::super::fixture::{catalog, snapshot, workload};
 use super::*;
 
 fn tcp(state: TcpState, local: &str, remote: &str, dialled: Option<bool>) -> Tcp {
@@ -16,7 +16,29 @@ fn open(local: &str, remote: &str, dialled: Option<bool>) -> Tcp {
 fn remotes(all: &[Tcp]) -> Vec<String> {
     let server = workload("server", "10.0.0.2");
     let is_delivery = |from: SocketAddr, _| from == "10.0.0.1:5000".parse().unwrap();
-    from_outside(all, &server, is_delivery).map(|tcp| tcp.remote.to_string()).collect()
+    from_outside(all, &server, |_| true, is_delivery).map(|tcp| tcp.remote.to_string()).collect()
+}
+
+#[test]
+fn what_a_host_network_workload_does_not_serve_is_never_ended() {
+    let mut catalog = catalog();
+    let host = Workload {
+        cgroup: Some("/sys/fs/cgroup/web".into()),
+        ports: [("http".to_owned(), 8080)].into(),
+        ..workload("web", "192.0.2.1")
+    };
+    catalog.workloads.insert(host.name.clone(), host.clone().into());
+    let snapshot = snapshot(catalog);
+    let serves = |local| snapshot.workload_serving(local).is_some_and(|serving| serving.uid == host.uid);
+    let all = [
+        open("192.0.2.1:8080", "198.51.100.1:1", Some(false)),
+        // The operator, the daemon's peers, the mesh's own port.
+        open("192.0.2.1:22", "198.51.100.1:2", Some(false)),
+        open("192.0.2.1:15008", "198.51.100.1:3", Some(false)),
+        open("192.0.2.1:15001", "198.51.100.1:4", Some(false)),
+    ];
+    let ended: Vec<_> = from_outside(&all, &host, serves, |_, _| false).map(|tcp| tcp.remote.port()).collect();
+    assert_eq!(ended, [1]);
 }
 
 #[test]

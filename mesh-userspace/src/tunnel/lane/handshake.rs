@@ -8,6 +8,7 @@ use crate::tunnel::codec::{LANE_TOKEN, LaneToken};
 use crate::tunnel::lifetime::Lifetime;
 use crate::tunnel::machine::Side;
 use crate::tunnel::{Config, OpenError, Peer, TlsSession};
+use rustls::server::Acceptor;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 /// Written but unsent bytes that the kernel takes: what waits longer waits here, where small messages can overtake
 /// bulk.
@@ -112,8 +114,7 @@ pub(in crate::tunnel) async fn accept(
     limit: Duration,
 ) -> Result<Accepted, Failure> {
     tune(&socket).map_err(|_| "io")?;
-    let handshake = TlsAcceptor::from(identities.server_config()).accept(socket);
-    let stream = match tokio::time::timeout(limit, handshake).await {
+    let stream = match tokio::time::timeout(limit, answer(identities, socket, limit)).await {
         Err(_) => return Err("timeout"),
         Ok(Err(error)) => {
             return Err(PeerRefusal::from_io(&error).map_or_else(|| io_reason(&error), PeerRefusal::reason));
@@ -129,6 +130,17 @@ pub(in crate::tunnel) async fn accept(
     let own_end = identities.expiry_of(&destination);
     let established = Established::new(connection.into(), socket, own_end).map_err(PeerRefusal::reason)?;
     Ok((established, source, destination))
+}
+
+/// Answers with the certificate of the asked name, also if it is only about to come: the caller may know of a workload
+/// before this node's authority has answered.
+async fn answer(identities: &Identities, socket: TcpStream, limit: Duration) -> io::Result<TlsStream<TcpStream>> {
+    let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+    if let Some(name) = start.client_hello().server_name().map(str::to_owned) {
+        // Without one, the handshake says so.
+        let _has_certificate = identities.wait_for_name(&name, limit).await;
+    }
+    start.into_stream(identities.server_config()).await
 }
 
 fn io_reason(error: &io::Error) -> &'static str {

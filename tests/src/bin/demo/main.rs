@@ -5,6 +5,7 @@
 
 mod clients;
 mod outcome;
+mod refused;
 mod scene;
 mod table;
 
@@ -83,7 +84,7 @@ fn progress(text: &str) {
 fn run(arguments: &Arguments) -> Result<bool> {
     let started = Instant::now();
     sweep().context("cannot remove what earlier demos left behind")?;
-    progress("making two nodes and their pods; starting a nodemeshd on each node");
+    progress("making two nodes and their pods; an authority, two joins by token, a nodemeshd on each node");
     let scene = Scene::set(&arguments.transport)?;
     progress("sending traffic while a wiretap watches the link between the nodes");
     let outcome = Outcome::of(&scene)?;

@@ -1,7 +1,8 @@
 //! What happened, put together from all who saw it, and what was expected.
 
 use crate::clients::{self, Traffic};
-use crate::scene::{CONTROL, MARKER, Scene};
+use crate::refused::{self, Refused};
+use crate::scene::{ALLOWING_WEB, CONTROL, DENYING, MARKER, Scene};
 use anyhow::{Context, Result};
 use mesh_tests::access::Access;
 use mesh_tests::daemon::TUNNEL_PORT;
@@ -31,6 +32,7 @@ pub(crate) struct KernelCounter {
 
 pub(crate) struct Outcome {
     pub(crate) flows: Vec<Flow>,
+    pub(crate) refused: Vec<Refused>,
     pub(crate) capture: Capture,
     pub(crate) counters: Vec<KernelCounter>,
 }
@@ -67,6 +69,7 @@ impl Outcome {
     /// Sends the traffic and collects everybody's account of it.
     pub(crate) fn of(scene: &Scene) -> Result<Self> {
         let traffic = clients::run(scene)?;
+        let refused = refused::run(scene)?;
         scene.send_control()?;
         let flows = traffic.into_iter().map(|traffic| flow(scene, traffic)).collect::<Result<Vec<_>>>()?;
         let capture = scene.capture()?;
@@ -81,12 +84,13 @@ impl Outcome {
                 counters.push(KernelCounter { node: daemon.node().to_owned(), name, count });
             }
         }
-        Ok(Self { flows, capture, counters })
+        Ok(Self { flows, refused, capture, counters })
     }
 
     /// Everything that is not as it must be makes the demo fail.
     pub(crate) fn expectations(&self) -> Vec<Expectation> {
         let mut all: Vec<Expectation> = self.flows.iter().flat_map(flow_expectations).collect();
+        all.extend(self.refused.iter().map(refused_expectation));
         let mut expect = |met: bool, text: String| all.push(Expectation { text, met });
         let markers = |name: &str| self.capture.markers.get(name).copied().unwrap_or_default();
         expect(
@@ -119,6 +123,19 @@ impl Outcome {
     fn counter(&self, node: &str, start: &str) -> u64 {
         let matching = self.counters.iter().filter(|counter| counter.node == node && counter.name.starts_with(start));
         matching.map(|counter| counter.count).sum()
+    }
+}
+
+/// A rule that denies is named; where none allows, the policy that allows others is.
+fn refused_expectation(refused: &Refused) -> Expectation {
+    let Refused { client, service, vip, errno, bytes_received, by } = refused;
+    let (policy, rule) = if *client == "intruder" { (DENYING, "intruder") } else { (ALLOWING_WEB, "-") };
+    let is_named = by.as_ref().is_some_and(|ground| {
+        (ground.policy.as_str(), ground.rule.as_str(), ground.enforced_by.as_str()) == (policy, rule, "kernel_connect")
+    });
+    Expectation {
+        met: errno == "EACCES" && *bytes_received == 0 && is_named,
+        text: format!("{client} -> {service} ({vip}): refused by the kernel with EACCES, in the name of {policy}"),
     }
 }
 
@@ -165,6 +182,11 @@ fn flow_expectations(flow: &Flow) -> Vec<Expectation> {
             identities.iter().zip(&flow.expected_identities).all(|(seen, expected)| *seen == [expected.as_str()])
                 && secure,
             format!("{name}: mutual TLS between exactly the two workloads' identities, on every connection"),
+        ),
+        (
+            flow.distinct(|access| access.verdict.as_deref()) == ["allow"]
+                && flow.distinct(|access| access.rule.as_deref()) == [flow.traffic.client],
+            format!("{name}: allowed by the rule that names the client"),
         ),
         (same_node == ["n2"], format!("{name}: carried from n1 to n2")),
         (

@@ -15,6 +15,45 @@ pub(crate) const MARKER: &str = "nodemesh-demo-secret";
 /// Sent in plaintext by pods outside of the mesh: the wiretap must find it, or it proves nothing.
 pub(crate) const CONTROL: &str = "nodemesh-demo-control";
 
+/// The policy with a rule against `intruder`.
+pub(crate) const DENYING: &str = "default/deny-intruder";
+/// The policy that lets `curl` to `web`, and nobody else.
+pub(crate) const ALLOWING_WEB: &str = "default/allow-web";
+
+/// Everything is denied by default; these say what is not.
+const POLICIES: &str = "\
+apiVersion: nodemesh.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: allow-web, namespace: default}
+spec:
+  targetRefs: [{kind: Pod, selector: {matchLabels: {app: web}}}]
+  rules:
+    - name: curl
+      sources: [{type: ServiceAccount, serviceAccount: {name: curl}}]
+---
+apiVersion: nodemesh.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: allow-backends, namespace: default}
+spec:
+  targetRefs: [{kind: Service, name: cache}, {kind: Service, name: echo}]
+  rules:
+    - name: redis-cli
+      sources: [{type: ServiceAccount, serviceAccount: {name: redis-cli}}]
+      networkAttributes: {ports: [6379]}
+    - name: load
+      sources: [{type: SPIFFE, spiffe: 'spiffe://mesh.test/ns/default/sa/load'}]
+      networkAttributes: {ports: [7000]}
+---
+apiVersion: nodemesh.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: deny-intruder, namespace: default}
+spec:
+  action: DENY
+  rules:
+    - name: intruder
+      sources: [{type: ServiceAccount, serviceAccount: {name: intruder}}]
+";
+
 const NGINX_PORT: u16 = 8080;
 const REDIS_PORT: u16 = 6379;
 const ECHO_PORT: u16 = 7000;
@@ -34,11 +73,13 @@ impl Scene {
     pub(crate) fn set(transport: &str) -> Result<Self> {
         let topology = World::named("demo")
             .node("n1")
-            .pods(&["curl", "redis-cli", "load", "outsider"])
+            .pods(&["curl", "redis-cli", "load", "intruder", "outsider"])
             .node("n2")
             .pods(&["web", "cache", "echo", "bystander"]);
-        let cluster = Cluster::start(topology, |catalog| {
+        let cluster = Cluster::joined(topology, "12h", |catalog| {
             catalog.mesh("transport", transport);
+            catalog.default_action("deny");
+            catalog.document("policies", POLICIES);
             catalog.service("web", 80, NGINX_PORT);
             catalog.service("cache", REDIS_PORT, REDIS_PORT);
             catalog.service("echo", ECHO_PORT, ECHO_PORT);

@@ -1,6 +1,7 @@
 //! The demo's one table.
 
 use crate::outcome::{Expectation, Flow, Outcome};
+use crate::refused::Refused;
 use std::fmt::Write;
 
 /// Who spoke to whom, how, and what others saw of it.
@@ -33,6 +34,10 @@ pub(crate) fn render(outcome: &Outcome) -> String {
         if let Some(flow) = number.checked_sub(1).and_then(|index| outcome.flows.get(index)) {
             let _ = writeln!(text, "{}", details(flow));
         }
+    }
+    let _ = writeln!(text, "\nREFUSED");
+    for refused in &outcome.refused {
+        let _ = writeln!(text, "{}", refusal(refused));
     }
     let capture = &outcome.capture;
     let _ = writeln!(
@@ -87,10 +92,24 @@ fn cells(flow: &Flow) -> Vec<String> {
     ]
 }
 
+fn refusal(refused: &Refused) -> String {
+    let Refused { client, service, vip, errno, by, .. } = refused;
+    let ground = match by {
+        Some(ground) if ground.rule == "-" => {
+            format!("{}: {}, no rule of policy {} matches", ground.enforced_by, ground.reason, ground.policy)
+        }
+        Some(ground) => {
+            format!("{}: {} by rule {} of policy {}", ground.enforced_by, ground.reason, ground.rule, ground.policy)
+        }
+        None => "nobody says why".to_owned(),
+    };
+    format!("  {client} -> {service} {vip}  connect() {errno}\n    {ground}")
+}
+
 fn details(flow: &Flow) -> String {
     let joined = |field: fn(&mesh_tests::access::Access) -> Option<&str>| flow.distinct(field).join(", ");
     format!(
-        "    {} -> {} by {}, {} {}\n    {} -> {}",
+        "    {} -> {} by {}, {} {}\n    {} -> {}\n    {} by rule {} of policy {}",
         joined(|access| Some(&access.node)),
         joined(|access| access.destination_node.as_deref()),
         joined(|access| access.transport.as_deref()),
@@ -98,6 +117,9 @@ fn details(flow: &Flow) -> String {
         joined(|access| access.suite.as_deref()),
         joined(|access| access.source_identity.as_deref()),
         joined(|access| access.destination_identity.as_deref()),
+        joined(|access| access.verdict.as_deref()),
+        joined(|access| access.rule.as_deref()),
+        joined(|access| access.policy.as_deref()),
     )
 }
 

@@ -4,6 +4,7 @@
 mod attack;
 mod connect;
 mod exchange;
+mod hand;
 mod hold;
 mod load;
 mod many;
@@ -63,6 +64,9 @@ enum Probe {
     Stall(stall::Options),
     /// Make many short connections, each with its own message.
     Many(many::ManyOptions),
+    /// Make a socket here and connect it elsewhere.
+    #[command(subcommand)]
+    Hand(hand::Hand),
     /// Keep connections open, idle or chattering, until the end of input.
     Hold(hold::Options),
     /// Requests and responses on a few connections; latency percentiles.
@@ -122,6 +126,7 @@ fn main() -> ExitCode {
         }
         Probe::Reset { options, by } => exchange::report(|call| exchange::reset(&options, by, call)),
         Probe::Stall(options) => exchange::report(|call| stall::stall(&options, call)),
+        Probe::Hand(hand) => exchange::report(|call| hand::run(&hand, call)),
         Probe::Hold(options) => exchange::report(|call| hold::hold(&options, call)),
         Probe::Many(options) => exchange::report(|call| many::many(&options, call)),
         Probe::Attack(attack) => exchange::report(|call| attack::run(&attack, call)),

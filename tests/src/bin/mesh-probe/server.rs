@@ -194,6 +194,7 @@ pub(crate) fn errno(error: &io::Error) -> String {
         Some(libc::EADDRNOTAVAIL) => "EADDRNOTAVAIL",
         Some(libc::EADDRINUSE) => "EADDRINUSE",
         Some(libc::EPERM) => "EPERM",
+        Some(libc::EACCES) => "EACCES",
         Some(libc::EAGAIN) => "EAGAIN",
         _ => return error.to_string(),
     };

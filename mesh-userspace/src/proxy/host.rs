@@ -1,0 +1,63 @@
+//! Outbound of workloads in the node's own namespace: one listener for all of them, and the kernel's word for whose a
+//! connection is.
+
+use super::outbound::{accept_until, original_destination};
+use super::relay::reset_on_close;
+use super::{Context, Failure, Outbound};
+use crate::datapath::Tuples;
+use crate::telemetry::connections::{EdgeKey, Party, Reporter, Security, ServiceLabels};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// The accepting side of the listeners on the node's addresses.
+#[derive(Clone)]
+pub struct HostOutbound {
+    pub context: Arc<Context>,
+    /// Of the node's own namespace.
+    pub netns_cookie: u64,
+    pub tuples: Tuples,
+}
+
+impl HostOutbound {
+    /// Accepts until it is stopped.
+    pub async fn serve(self, listener: TcpListener, stopped: CancellationToken) {
+        let tracker = self.context.connections.clone();
+        accept_until(&stopped, &listener, |app, source| {
+            let outbound = self.clone();
+            tracker.spawn(async move { outbound.connection(app, source).await });
+        })
+        .await;
+    }
+
+    async fn connection(&self, app: TcpStream, source: SocketAddr) {
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        if self.carry(&app, source).await.is_err() {
+            reset_on_close(&app);
+        }
+    }
+
+    async fn carry(&self, app: &TcpStream, source: SocketAddr) -> Result<(), Failure> {
+        let record = original_destination(&self.tuples, self.netns_cookie, source);
+        let record = record.inspect_err(|failure| self.unattributed(failure))?;
+        let local = self.context.locals.of_cgroup(record.cgroup());
+        let local = local.ok_or(Failure::UnknownCaller).inspect_err(|failure| self.unattributed(failure))?;
+        let outbound = Outbound { context: self.context.clone(), local, tuples: self.tuples.clone() };
+        outbound.carry(app, source, &record).await
+    }
+
+    /// A connection that is nobody's is counted nevertheless.
+    fn unattributed(&self, failure: &Failure) {
+        let edge = EdgeKey {
+            reporter: Reporter::Source,
+            source: Party::unknown(),
+            destination: Party::unknown(),
+            service: ServiceLabels::unknown(),
+            security: Security::None,
+        };
+        let connection = self.context.metrics.edge(edge).opened();
+        connection.fail_because(failure.flag(), failure.reason(), failure);
+        tracing::warn!(reason = failure.reason(), "reset a connection to the node's listener");
+    }
+}

@@ -1,0 +1,64 @@
+//! Descriptions of worlds.
+
+use crate::world::World;
+use anyhow::Result;
+
+/// What a world is to hold; nothing exists before [`Topology::build`].
+#[derive(Clone, Debug)]
+pub struct Topology {
+    pub(crate) name: String,
+    pub(crate) nodes: Vec<Plan>,
+}
+
+/// What a node is to hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) name: String,
+    pub(crate) pods: Vec<String>,
+    pub(crate) hosts: Vec<String>,
+}
+
+impl Topology {
+    /// Adds a node; the pods that follow run on it.
+    #[must_use]
+    pub fn node(mut self, name: &str) -> Self {
+        self.nodes.push(Plan { name: name.to_owned(), pods: Vec::new(), hosts: Vec::new() });
+        self
+    }
+
+    /// Adds a pod to the node named last.
+    ///
+    /// # Panics
+    /// If there is no node yet.
+    #[must_use]
+    pub fn pod(mut self, name: &str) -> Self {
+        let node = self.nodes.last_mut().expect("a pod needs a node: call .node(..) first");
+        node.pods.push(name.to_owned());
+        self
+    }
+
+    /// Adds a place for processes in the network namespace of the node named last, as of a systemd unit there.
+    ///
+    /// # Panics
+    /// If there is no node yet.
+    #[must_use]
+    pub fn host(mut self, name: &str) -> Self {
+        let node = self.nodes.last_mut().expect("a unit needs a node: call .node(..) first");
+        node.hosts.push(name.to_owned());
+        self
+    }
+
+    /// Adds several pods to the node named last.
+    #[must_use]
+    pub fn pods(self, names: &[&str]) -> Self {
+        names.iter().fold(self, |topology, name| topology.pod(name))
+    }
+
+    /// Makes it all.
+    ///
+    /// # Errors
+    /// Without root, without `ip`, or if a name does not fit a link.
+    pub fn build(self) -> Result<World> {
+        World::build(&self)
+    }
+}
