@@ -73,18 +73,3 @@ fn who_dialled_is_guessed_by_listeners_only_where_the_kernel_does_not_tell() {
     ];
     assert_eq!(remotes(&all), ["10.0.0.9:1", "10.0.0.9:2"]);
 }
-
-#[test]
-fn in_the_nodes_own_namespace_only_declared_ports_count() {
-    let all = [
-        open("10.0.0.2:8080", "10.0.0.9:1", Some(false)),
-        // The node's own: a login, the tunnel.
-        open("10.0.0.2:22", "10.0.0.9:2", Some(false)),
-        open("10.0.0.2:15008", "10.0.0.9:3", Some(false)),
-    ];
-    let mut server = workload("server", "10.0.0.2");
-    server.cgroup = Some("/system.slice/server.service".into());
-    server.ports.insert("http".to_owned(), 8080);
-    let found: Vec<_> = from_outside(&all, &server, |_, _| false).map(|tcp| tcp.local.port()).collect();
-    assert_eq!(found, [8080]);
-}
