@@ -180,6 +180,22 @@ async fn certificates_are_renewed_on_request_and_only_by_post() {
 }
 
 #[tokio::test]
+async fn an_unclear_question_is_refused_with_what_is_unclear() {
+    let running = Running::start();
+    let (status, body) = running.document("/v1/explain?source=shop%2Fweb&destination=10.0.0.1&port=80").await;
+    let refused: ErrorDocument = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 400);
+    for part in ["shop/web", "10.0.0.1", "Some(80)", "is unclear"] {
+        assert!(refused.message.contains(part), "{}", refused.message);
+    }
+    for path in ["/v1/policies", "/v1/plaintext"] {
+        assert_eq!(running.document(path).await.0, 200);
+    }
+    running.stop.cancel();
+    running.served.await.unwrap();
+}
+
+#[tokio::test]
 async fn connections_are_limited_and_counted() {
     let running = Running::start();
     let flow = |port| Flow::new(Direction::Inbound, ([10, 0, 0, 1], port).into(), ([10, 0, 0, 2], 80).into());
