@@ -43,11 +43,6 @@ pub struct Access {
     pub response_flags: Option<String>,
     pub reason: Option<String>,
     pub error: Option<String>,
-    /// `allow` or `deny`.
-    pub verdict: Option<String>,
-    /// `namespace/name` of the policy that decided, or `-`.
-    pub policy: Option<String>,
-    pub rule: Option<String>,
     pub transport: Option<String>,
     #[serde(rename = "tls.kx")]
     pub group: Option<String>,

@@ -35,7 +35,6 @@ pub mod policy;
 pub mod program;
 pub mod report;
 pub mod scrape;
-pub mod stranger;
 pub mod sweep;
 pub mod topology;
 pub mod wait;

@@ -1,13 +1,14 @@
 //! Peers that are not who they should be: refused on both transports, counted by reason, and the application that
 //! wanted to speak to them is reset.
 
+mod stranger;
+
 use anyhow::{Context, Result, ensure};
 use mesh_tests::authority::Authority;
 use mesh_tests::catalog::NAMESPACE;
 use mesh_tests::cluster::{Cluster, TRUST_DOMAIN};
 use mesh_tests::daemon::TUNNEL_PORT;
 use mesh_tests::program::{Program, Running};
-use mesh_tests::stranger::Stranger;
 use mesh_tests::world::World;
 use mesh_userspace::ca;
 use mesh_userspace::identity::Identities;
@@ -24,6 +25,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use stranger::Stranger;
 use time::OffsetDateTime;
 
 const TRANSPORTS: [&str; 2] = ["lanes", "quic"];
@@ -272,9 +274,9 @@ fn open<T: Send>(
 ) -> Result<T> {
     // n2 has this certificate: the caller is a stolen one.
     let thief = Stranger { certificates_of: "n2", account, from: "n1", to: ("server", "server", "n2"), transport };
-    cluster.open_as(thief, source, destination, judge)
+    thief.open(cluster, source, destination, judge)
 }
 
 fn id(cluster: &Cluster, account: &str) -> Result<SpiffeId> {
-    cluster.identity(account)
+    stranger::identity(cluster, account)
 }

@@ -1,12 +1,12 @@
 //! Allowed and denied edges, refused as early as can be, and at the latest at the destination.
 
+use crate::stranger::Stranger;
 use crate::{PORT, VERDICTS, start, wait_for_verdicts};
 use anyhow::{Context, Result, ensure};
 use mesh_tests::cluster::Cluster;
 use mesh_tests::daemon::Daemon;
 use mesh_tests::policy::account;
 use mesh_tests::report::Call;
-use mesh_tests::stranger::Stranger;
 use mesh_tests::wait::{self, BOUND};
 use mesh_tests::world::World;
 use mesh_userspace::model::TransportChoice;
@@ -162,7 +162,7 @@ fn the_destination_refuses_what_a_source_lets_through() -> Result<()> {
             let (from, to) = (SocketAddr::new(source[family], 40_000), SocketAddr::new(own[family], PORT));
             let before = cluster.daemon("n2").metrics()?;
             let ((), change) = cluster.daemon("n2").change_during(|| {
-                cluster.open_as(stranger, from, to, |opened| match opened {
+                stranger.open(&cluster, from, to, |opened| match opened {
                     Err(OpenError::Refused(Refusal::Denied)) => Ok(()),
                     outcome => anyhow::bail!("{transport:?} {to}: {outcome:?}"),
                 })

@@ -6,6 +6,8 @@ mod edges;
 mod explain;
 mod live;
 mod plaintext;
+#[path = "../stranger/mod.rs"]
+mod stranger;
 
 use anyhow::{Result, bail};
 use mesh_tests::cluster::Cluster;
