@@ -5,6 +5,7 @@ mod certificates;
 mod cleanup;
 mod command;
 mod host;
+mod issuance;
 mod limits;
 mod policies;
 mod reconcile;
@@ -32,6 +33,7 @@ use crate::tunnel::Tunnel;
 use crate::{admin, control, tunnel};
 use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
+use issuance::Issuance;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -42,6 +44,7 @@ pub struct App {
     context: Arc<Context>,
     metrics: Metrics,
     identities: Identities,
+    issuance: Option<Issuance>,
     catalog: watch::Receiver<control::Health>,
     first: Catalog,
     updates: mpsc::Receiver<Update>,
@@ -74,8 +77,9 @@ impl App {
             )
         };
         let snapshot = Arc::new(ArcSwap::default());
+        // Before the identities: an authority in this process makes the node's own certificate.
         let authority = ca::Hosted::inside(&config, &mut metrics, &snapshot)?;
-        let identities = Identities::load(&config.identity, &mesh.trust_domain)?;
+        let (identities, issuance) = issuance::open(&config.identity, &mesh.trust_domain, metrics.registry())?;
         metrics.tls(offered_tls(&identities));
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
         let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
@@ -102,6 +106,7 @@ impl App {
             context,
             metrics,
             identities,
+            issuance,
             catalog,
             first,
             updates,

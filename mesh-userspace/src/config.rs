@@ -18,7 +18,7 @@ use std::time::Duration;
 pub struct Config {
     pub node: NodeName,
     pub catalog: PathBuf,
-    pub identity: PathBuf,
+    pub identity: Identity,
     pub tunnel: crate::tunnel::Config,
     /// Port of every node's tunnel: the one this node listens on.
     pub tunnel_port: u16,
@@ -29,6 +29,25 @@ pub struct Config {
     pub drain: Duration,
     /// The certificate authority that runs inside this daemon, if one does.
     pub ca: Option<Authority>,
+}
+
+/// Where the certificates of this node's workloads come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Files in a directory, written by someone else.
+    Files { directory: PathBuf },
+    /// A certificate authority, which this node has joined: the directory holds its own certificate and the roots.
+    Authority { directory: PathBuf, addresses: Vec<String> },
+}
+
+impl Identity {
+    /// Where the node keeps what is its own: the bundle, its certificate, and those of workloads if they are in files.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        match self {
+            Self::Files { directory } | Self::Authority { directory, .. } => directory,
+        }
+    }
 }
 
 /// What goes to standard error.
@@ -44,7 +63,7 @@ struct RawConfig {
     node: String,
     cgroup: RawCgroups,
     catalog: RawDirectory,
-    identity: RawDirectory,
+    identity: RawIdentity,
     tunnel: RawTunnel,
     #[serde(default)]
     datapath: RawDatapath,
@@ -69,6 +88,29 @@ enum RawCgroups {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawDirectory {
     directory: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawIdentity {
+    directory: PathBuf,
+    ca: Option<RawAuthority>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawAuthority {
+    address: Vec<SocketAddr>,
+}
+
+impl RawIdentity {
+    fn checked(self) -> Result<Identity> {
+        let Self { directory, ca } = self;
+        let Some(ca) = ca else { return Ok(Identity::Files { directory }) };
+        ensure!(!ca.address.is_empty(), "identity.ca.address: name at least one address, e.g. ['10.0.0.1:9416']");
+        let addresses = ca.address.iter().map(ToString::to_string).collect();
+        Ok(Identity::Authority { directory, addresses })
+    }
 }
 
 #[derive(Deserialize)]
@@ -177,7 +219,7 @@ impl Config {
         Ok(Self {
             node,
             catalog: raw.catalog.directory,
-            identity: raw.identity.directory,
+            identity: raw.identity.checked()?,
             tunnel,
             tunnel_port: port,
             datapath: crate::datapath::Config {
@@ -274,6 +316,16 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
     }
 
     #[test]
+    fn certificates_come_from_files_unless_an_authority_is_named() {
+        let directory = PathBuf::from("/var/lib/nodemesh/identity");
+        let files = Identity::Files { directory: directory.clone() };
+        assert_eq!(Config::parse(SMALLEST).unwrap().identity, files);
+        let text = SMALLEST.replace("nodemesh/identity}", "nodemesh/identity, ca: {address: ['10.0.0.1:9416']}}");
+        let addresses = vec!["10.0.0.1:9416".to_owned()];
+        assert_eq!(Config::parse(&text).unwrap().identity, Identity::Authority { directory, addresses });
+    }
+
+    #[test]
     fn unusable_values_are_refused_with_the_field() {
         for (from, to, field) in [
             ("node: n1", "node: N_1", "node"),
@@ -281,6 +333,8 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
             ("'[fd00::1]:15008'", "'[fd00::1]:15009'", "tunnel.listen"),
             ("}\n", "}\ndatapath: {pin: a/b}\n", "datapath.pin"),
             ("}\n", "}\ndrain: 5 minutes\n", "drain"),
+            ("nodemesh/identity}", "nodemesh/identity, ca: {address: []}}", "identity.ca.address"),
+            ("nodemesh/identity}", "nodemesh/identity, ca: {address: [here]}}", "address"),
         ] {
             let error = format!("{:#}", Config::parse(&SMALLEST.replacen(from, to, 1)).unwrap_err());
             assert!(error.contains(field), "{error}");

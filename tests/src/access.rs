@@ -35,6 +35,11 @@ pub struct Access {
     pub bytes_sent: u64,
     /// From the source to the destination.
     pub bytes_recv: u64,
+    /// What policy said: `allow` or `deny`.
+    pub verdict: Option<String>,
+    /// `namespace/name`.
+    pub policy: Option<String>,
+    pub rule: Option<String>,
     pub response_flags: Option<String>,
     pub reason: Option<String>,
     pub error: Option<String>,

@@ -35,6 +35,7 @@ pub mod policy;
 pub mod program;
 pub mod report;
 pub mod scrape;
+pub mod stranger;
 pub mod sweep;
 pub mod topology;
 pub mod wait;

@@ -7,12 +7,12 @@ use mesh_tests::catalog::NAMESPACE;
 use mesh_tests::cluster::{Cluster, TRUST_DOMAIN};
 use mesh_tests::daemon::TUNNEL_PORT;
 use mesh_tests::program::{Program, Running};
+use mesh_tests::stranger::Stranger;
 use mesh_tests::world::World;
 use mesh_userspace::ca;
 use mesh_userspace::identity::Identities;
-use mesh_userspace::model::{NodeName, SpiffeId, TransportChoice, TrustDomain, WorkloadUid};
-use mesh_userspace::telemetry::tunnel::TunnelMetrics;
-use mesh_userspace::tunnel::{Config, OpenError, Peer, Refusal, Stream, StreamHeader, Tunnel};
+use mesh_userspace::model::{SpiffeId, TransportChoice, TrustDomain};
+use mesh_userspace::tunnel::{OpenError, Refusal, Stream};
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConnection, ServerConnection, SignatureScheme};
@@ -265,30 +265,16 @@ fn a_stream_that_claims_another_source_or_destination_is_refused() -> Result<()>
 fn open<T: Send>(
     cluster: &Cluster,
     account: &str,
-    choice: TransportChoice,
+    transport: TransportChoice,
     source: SocketAddr,
     destination: SocketAddr,
     judge: impl FnOnce(Result<Stream, OpenError>) -> Result<T> + Send,
 ) -> Result<T> {
-    let peer = Peer {
-        source: id(cluster, account)?,
-        destination: id(cluster, "server")?,
-        workload: WorkloadUid::new("server"),
-        node: NodeName::parse("n2")?,
-        address: SocketAddr::from((cluster.world.node("n2").v4(), TUNNEL_PORT)),
-    };
-    let header = StreamHeader { destination, service: None, source, traceparent: None };
     // n2 has this certificate: the caller is a stolen one.
-    let identities = Identities::load(&cluster.identities("n2"), &TrustDomain::parse(TRUST_DOMAIN)?)?;
-    cluster.world.node("n1").namespace().enter(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let tunnel = Tunnel::new(Config::default(), identities, Arc::new(TunnelMetrics::default()));
-            judge(tunnel.open(choice, &peer, header).await)
-        })
-    })?
+    let thief = Stranger { certificates_of: "n2", account, from: "n1", to: ("server", "server", "n2"), transport };
+    cluster.open_as(thief, source, destination, judge)
 }
 
 fn id(cluster: &Cluster, account: &str) -> Result<SpiffeId> {
-    Ok(SpiffeId::parse(&cluster.authority.spiffe_id(NAMESPACE, account))?)
+    cluster.identity(account)
 }

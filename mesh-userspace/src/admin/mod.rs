@@ -1,5 +1,6 @@
 //! What the daemon answers when asked: versioned JSON on a local socket for the CLI; metrics, readiness and liveness on
-//! a TCP port. It reads snapshots; the few things that it can be told to do stand beside them.
+//! a TCP port. It reads snapshots; the few things that it can be told to do stand beside them: renewing certificates,
+//! and a certificate authority's tokens, nodes and rotation where one runs in the process.
 
 mod authority;
 pub mod ca_documents;

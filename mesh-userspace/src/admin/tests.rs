@@ -65,8 +65,8 @@ fn sources(not_ready: &Arc<Mutex<Vec<String>>>, live: &LiveConnections) -> Sourc
         connections: Arc::new(move |limit| live.snapshot(limit)),
         lanes: Arc::new(|| panic!("a question that panics")),
         diagnostics: Arc::new(Vec::new),
-        authority: None,
         certificates: certificates(),
+        authority: None,
     }
 }
 
@@ -177,6 +177,22 @@ async fn certificates_are_renewed_on_request_and_only_by_post() {
     assert!(status == 409 && body.contains("no workload of this node has the identity other"), "{body}");
     let (status, _, _) = get(UnixStream::connect(running.socket()).await.unwrap(), "/v1/certificates/rotate", "").await;
     assert_eq!(status, 405);
+}
+
+#[tokio::test]
+async fn an_unclear_question_is_refused_with_what_is_unclear() {
+    let running = Running::start();
+    let (status, body) = running.document("/v1/explain?source=shop%2Fweb&destination=10.0.0.1&port=80").await;
+    let refused: ErrorDocument = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 400);
+    for part in ["shop/web", "10.0.0.1", "Some(80)", "is unclear"] {
+        assert!(refused.message.contains(part), "{}", refused.message);
+    }
+    for path in ["/v1/policies", "/v1/plaintext"] {
+        assert_eq!(running.document(path).await.0, 200);
+    }
+    running.stop.cancel();
+    running.served.await.unwrap();
 }
 
 #[tokio::test]

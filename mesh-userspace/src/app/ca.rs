@@ -50,7 +50,7 @@ impl Hosted {
             snapshot.workloads().values().any(|workload| workload.node == *node && workload.identity == *id)
         });
         let hosted = Self::bind(authority, metrics, placement)?;
-        hosted.enrol(&config.node, &config.identity)?;
+        hosted.enrol(&config.node, config.identity.directory())?;
         Ok(Some(hosted))
     }
 

@@ -55,6 +55,9 @@ impl App {
         let (report, reports) = watch::channel(Report::default());
         let mut tasks = Tasks::new(CancellationToken::new());
         self.spawn_upkeep(&mut tasks)?;
+        if let Some(issuance) = self.issuance.take() {
+            issuance.spawn(identities.clone(), ready.clone(), &mut tasks);
+        }
 
         let mark = self.config.datapath.mark;
         let inbound = Inbound {

@@ -160,7 +160,7 @@ impl Engine {
             return false;
         }
         // Before the old one is released: its number must not become the new one's.
-        let new = content.map(|content| self.acquire_group(content));
+        let new = content.map(|content| self.acquire_group(&content));
         let groups = &mut Arc::make_mut(&mut self.tables.snapshot).groups;
         match new {
             Some(group) => groups.insert(workload.clone(), group),
@@ -172,8 +172,8 @@ impl Engine {
         true
     }
 
-    fn acquire_group(&mut self, content: Content) -> Arc<PolicyGroup> {
-        let (number, is_new) = self.grouping.numbers.acquire(&content);
+    fn acquire_group(&mut self, content: &Content) -> Arc<PolicyGroup> {
+        let (number, is_new) = self.grouping.numbers.acquire(content);
         let published = &mut Arc::make_mut(&mut self.tables.snapshot).groups_by_number;
         if !is_new && let Some(known) = published.get(&number) {
             return Arc::clone(known);

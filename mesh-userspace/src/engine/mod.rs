@@ -15,6 +15,8 @@ mod tables;
 mod verdicts;
 
 #[cfg(test)]
+mod host_tests;
+#[cfg(test)]
 mod policy_properties;
 #[cfg(test)]
 mod policy_tests;

@@ -107,7 +107,7 @@ fn paths(snapshot: &Snapshot, source: &Party, asked: SocketAddr) -> Vec<Path> {
     if let Some(frontend) = snapshot.frontend(asked) {
         return through_service(snapshot, source, asked, frontend, captured);
     }
-    let Some(workload) = snapshot.workload_at(asked.ip()) else {
+    let Some(workload) = snapshot.workload_serving(asked) else {
         let path = Path { how: How::Unguarded, why: "the destination is not in the mesh", ..nowhere(asked) };
         return vec![path];
     };

@@ -6,7 +6,7 @@ use super::verdict::Ruling;
 use super::{Context, Failure};
 use crate::model::{ObjectName, Workload};
 use crate::telemetry::access_log;
-use crate::telemetry::connections::{EdgeKey, OpenConnection, Party, Reporter, Security, ServiceLabels};
+use crate::telemetry::connections::{EdgeKey, OpenConnection, Party, Reporter, ResponseFlag, Security, ServiceLabels};
 use crate::telemetry::live::{Direction, Flow, LiveGuard};
 use crate::tunnel::Stream;
 use std::net::SocketAddr;
@@ -77,6 +77,9 @@ impl Session {
     pub(super) fn fail(&self, failure: &Failure) {
         if let Failure::Denied(ruling) | Failure::Cut(Cut::Denied(ruling)) = failure {
             self.ruled(ruling);
+        } else if failure.flag() == ResponseFlag::Deny {
+            // The other node refused it, and its log names the rule.
+            self.row.set(Flow { verdict: Some("deny"), policy: None, rule: None, ..Flow::clone(&self.row.flow()) });
         }
         self.connection.fail_because(failure.flag(), failure.reason(), failure);
     }

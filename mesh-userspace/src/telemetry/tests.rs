@@ -55,6 +55,7 @@ fn touch(tunnel: &TunnelMetrics) {
     tunnel.stream_opened("lanes", "outbound");
     tunnel.stream_refused("lanes", "outbound", "refused");
     tunnel.stream_moved("outbound", "bulk");
+    tunnel.rehandshaked("lanes", "renewed");
     tunnel.malformed_header("lanes", "too_long");
     let bytes = tunnel.bytes("lanes", "outbound");
     bytes.sent.inc();

@@ -243,7 +243,7 @@ impl Pool {
 
     fn stream(self: &Arc<Self>, entry: &Arc<Entry>, leg: Leg) -> Stream {
         let tls = leg.lane.facts.session.clone();
-        let (pool, entry) = (Arc::downgrade(self), Arc::downgrade(&entry));
+        let (pool, entry) = (Arc::downgrade(self), Arc::downgrade(entry));
         let mover: Mover = Box::new(move |route| {
             if let (Some(pool), Some(entry)) = (pool.upgrade(), entry.upgrade()) {
                 tokio::spawn(pool.move_to_own_lane(entry, route));

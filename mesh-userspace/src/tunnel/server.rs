@@ -1,6 +1,6 @@
 //! The receiving end of all transports: takes connections of other nodes and hands out the streams they open.
 
-use super::lane::{Closing, LANES, Lane, Offer, SHARED, accept};
+use super::lane::{LANES, Lane, Offer, SHARED, accept};
 use super::lanes::{BULK, RENEWAL};
 use super::machine::Side;
 use super::quic::{QuicOffer, serve};
@@ -332,30 +332,42 @@ async fn serve_lane(
     if shared.draining.is_cancelled() {
         lane.go_away();
     }
-    let on_offer = |lane: &Arc<Lane>, offer: Offer| match offer {
-        Offer::Open { id, header } => {
-            let leg = Leg { lane: Arc::clone(lane), id };
-            match StreamHeader::decode(&header) {
-                Ok(header) => shared.offer(Incoming {
-                    header,
-                    source: source.clone(),
-                    destination: destination.clone(),
-                    transport: LANES,
-                    node,
-                    tls: lane.facts.session.clone(),
-                    offer: Some(Answerable::Lane(leg, Arc::clone(shared))),
-                    metrics: Arc::clone(&shared.metrics),
-                }),
-                Err(error) => {
-                    tracing::debug!(%node, %error, "a malformed stream header");
-                    shared.metrics.malformed_header(LANES, Refusal::BadHeader.reason());
-                    lane.refuse(id, Refusal::BadHeader);
-                }
+    let on_offer = |lane: &Arc<Lane>, offer: Offer| take(shared, lane, node, (&source, &destination), offer);
+    // A lane whose driver is dropped is closed.
+    let socket = tokio::select! {
+        () = shared.closing.cancelled() => None,
+        () = identity_removed(shared, &destination) => None,
+        socket = lane.drive(socket, &shared.config, on_offer) => Some(socket),
+    };
+    shared.lock().remove(&lane.facts.token);
+    if let Some(socket) = socket {
+        lane.linger(socket, &shared.config).await;
+    }
+}
+
+/// What becomes of a stream that the peer opens.
+fn take(shared: &Arc<Shared>, lane: &Arc<Lane>, node: SocketAddr, identities: (&SpiffeId, &SpiffeId), offer: Offer) {
+    match offer {
+        Offer::Open { id, header } => match StreamHeader::decode(&header) {
+            Ok(header) => shared.offer(Incoming {
+                header,
+                source: identities.0.clone(),
+                destination: identities.1.clone(),
+                transport: LANES,
+                node,
+                tls: lane.facts.session.clone(),
+                offer: Some(Answerable::Lane(Leg { lane: Arc::clone(lane), id }, Arc::clone(shared))),
+                metrics: Arc::clone(&shared.metrics),
+            }),
+            Err(error) => {
+                tracing::debug!(%node, %error, "a malformed stream header");
+                shared.metrics.malformed_header(LANES, Refusal::BadHeader.reason());
+                lane.refuse(id, Refusal::BadHeader);
             }
-        }
+        },
         Offer::Attach { id, token, origin, is_alone } => {
             let next = Leg { lane: Arc::clone(lane), id };
-            if attach(shared, next, is_alone, (token, origin), (&source, &destination)) {
+            if attach(shared, next, is_alone, (token, origin), identities) {
                 if is_alone {
                     lane.set_exclusive();
                 }
@@ -364,21 +376,6 @@ async fn serve_lane(
                 lane.refuse(id, Refusal::NotFound);
             }
         }
-    };
-    let socket = tokio::select! {
-        () = shared.closing.cancelled() => {
-            lane.close(Closing::Local);
-            None
-        }
-        () = identity_removed(shared, &destination) => {
-            lane.close(Closing::Local);
-            None
-        }
-        socket = lane.drive(socket, &shared.config, on_offer) => Some(socket),
-    };
-    shared.lock().remove(&lane.facts.token);
-    if let Some(socket) = socket {
-        lane.linger(socket, &shared.config).await;
     }
 }
 

@@ -22,7 +22,7 @@ const SEED: u64 = 0x006e_6f64_656d_6573;
 const SETS: usize = 600;
 /// Connections per set of policies: in plaintext from outside, and by each of the node's six workloads.
 const PLAINTEXT: usize = 100;
-const CONNECTS: usize = 18;
+const CONNECTS: usize = 26;
 const COUNTED: [Outcome; 6] = [
     Outcome::ConnectDenied,
     Outcome::ConnectCaptured,

@@ -143,7 +143,7 @@ fn destinations_may_be_addresses_with_and_without_a_port() {
 #[test]
 fn an_unclear_question_is_told_as_the_daemon_says_it() {
     let daemon = FakeDaemon::answering("/elsewhere", String::new());
-    let (exit, _, err) = run(&daemon.socket(), &["explain", "shop/web", "spiffe://x y&z"]);
+    let (exit, _, err) = run(&daemon.socket(), &["explain", "shop/web", "shop/x y&z"]);
     assert_eq!(exit, Exit::Failure);
-    assert!(err.contains("/v1/explain?source=shop%2Fweb&destination=spiffe%3A%2F%2Fx%20y%26z"), "{err}");
+    assert!(err.contains("/v1/explain?source=shop%2Fweb&destination=shop%2Fx%20y%26z"), "{err}");
 }

@@ -6,6 +6,7 @@
 
 mod halves;
 mod pool;
+mod pooled;
 mod server;
 
 pub(super) use halves::{QuicRecv, QuicSend};

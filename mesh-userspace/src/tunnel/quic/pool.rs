@@ -1,8 +1,9 @@
 //! The client's pool of QUIC connections.
 
-use super::halves::{QuicRecv, QuicSend, Use};
+use super::halves::{QuicRecv, QuicSend};
+use super::pooled::{Connections, Pooled, peer_end};
 use super::{CLOSED, OPENED, QUIC, transport};
-use crate::identity::{Identities, PeerRefusal, expiry, server_name};
+use crate::identity::{Identities, PeerRefusal, server_name};
 use crate::model::{SpiffeId, WorkloadUid};
 use crate::telemetry::tunnel::{LaneGauge, TunnelMetrics};
 use crate::tunnel::lane::{EXPIRED, SHARED, client_config};
@@ -14,13 +15,11 @@ use crate::tunnel::{
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
-use rustls_pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
 
@@ -50,36 +49,6 @@ struct Entry {
     dialling: tokio::sync::Mutex<Option<OpenError>>,
     dials: AtomicU64,
     is_forgotten: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Connections {
-    /// Takes new streams while its certificates are fresh.
-    current: Option<Pooled>,
-    /// Those before it that still have streams.
-    retired: Vec<Pooled>,
-}
-
-#[derive(Clone, Debug)]
-struct Pooled {
-    connection: Connection,
-    usage: Use,
-    lifetime: Lifetime,
-}
-
-impl Pooled {
-    /// Streams in use: each holds the counters twice, the pool and the connection's task once each.
-    fn streams(&self) -> usize {
-        Arc::strong_count(&self.usage).saturating_sub(2).div_ceil(2)
-    }
-
-    fn is_retired(&self) -> bool {
-        Instant::now() >= self.lifetime.renew
-    }
-
-    fn is(&self, connection: &Connection) -> bool {
-        self.connection.stable_id() == connection.stable_id()
-    }
 }
 
 impl Transport for Quic {
@@ -353,22 +322,6 @@ impl Entry {
         connections.current.take_if(|known| known.is(connection));
         connections.retired.retain(|known| !known.is(connection));
     }
-}
-
-impl Connections {
-    fn all(&self) -> impl Iterator<Item = &Pooled> {
-        self.current.iter().chain(&self.retired)
-    }
-
-    fn replace(&mut self, pooled: Pooled) {
-        let former = self.current.replace(pooled);
-        self.retired.extend(former.filter(|former| former.connection.close_reason().is_none()));
-    }
-}
-
-/// When the certificate ends that the peer has presented.
-pub(super) fn peer_end(connection: &Connection) -> Option<OffsetDateTime> {
-    expiry(&connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?)
 }
 
 /// Sends the header and waits for the answer.

@@ -1,7 +1,8 @@
 //! The server's end of QUIC.
 
 use super::halves::{QuicRecv, QuicSend, Use};
-use super::pool::{closed_reason, peer_end, refusal};
+use super::pool::{closed_reason, refusal};
+use super::pooled::peer_end;
 use super::{CLOSED, OPENED, QUIC, code, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
