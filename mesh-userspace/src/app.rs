@@ -28,7 +28,7 @@ use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
 use crate::telemetry::plaintext::PlaintextCallers;
 use crate::telemetry::tunnel::TunnelMetrics;
-use crate::telemetry::{Build, Metrics, Tls};
+use crate::telemetry::{Build, Metrics};
 use crate::tunnel::Tunnel;
 use crate::{admin, control, tunnel};
 use anyhow::{Context as _, Result, bail};
@@ -80,7 +80,7 @@ impl App {
         // Before the identities: an authority in this process makes the node's own certificate.
         let authority = ca::Hosted::inside(&config, &mut metrics, &snapshot)?;
         let (identities, issuance) = issuance::open(&config.identity, &mesh.trust_domain, metrics.registry())?;
-        metrics.tls(offered_tls(&identities));
+        metrics.tls(sources::offered_tls(&identities));
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
         let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
@@ -129,19 +129,6 @@ impl App {
         running.drain().await?;
         outcome
     }
-}
-
-/// What this daemon offers in handshakes, in its order of preference.
-fn offered_tls(identities: &Identities) -> Tls {
-    let provider = identities.server_config().crypto_provider().clone();
-    let groups: Vec<_> = provider.kx_groups.iter().map(|group| format!("{:?}", group.name())).collect();
-    let suites: Vec<_> = provider
-        .cipher_suites
-        .iter()
-        .filter(|suite| suite.tls13().is_some())
-        .map(|suite| format!("{:?}", suite.suite()))
-        .collect();
-    Tls { kx: groups.join(","), suite: suites.join(","), provider: "aws-lc-rs".to_owned(), fips: provider.fips() }
 }
 
 async fn first_snapshot(updates: &mut mpsc::Receiver<Update>) -> Result<Catalog> {

@@ -1,7 +1,7 @@
 //! A certificate authority in this process: one of its own (`nodemeshd ca run`), or inside the daemon.
 
 use crate::admin::{self, AuthoritySources};
-use crate::ca::{Authority, Placement, Server, Service, enrol};
+use crate::ca::{Authority, CaError, JoinError, Placement, Server, Service, enrol, is_member};
 use crate::config::{self, CaConfig, Config};
 use crate::control::file::FileSource;
 use crate::engine::Snapshot;
@@ -59,14 +59,19 @@ impl Hosted {
         admin::Hosted { service: self.service.clone(), listen: self.listen.clone() }
     }
 
-    /// Lets the node join on which this process runs, unless it has joined before. Who may read the authority's keys
-    /// needs no token.
-    pub(super) fn enrol(&self, node: &NodeName, identity: &Path) -> Result<()> {
-        if identity.join("node/cert.pem").exists() {
+    /// Lets the node join on which this process runs, unless it is a member already. Who may read the authority's keys
+    /// needs no token. A node that is revoked stays out, but does not take the authority with it.
+    fn enrol(&self, node: &NodeName, identity: &Path) -> Result<()> {
+        if is_member(self.service.authority(), node, identity) {
             return Ok(());
         }
-        let membership = enrol(self.service.authority(), node, identity)?;
-        tracing::info!(id = %membership.id, "this node has joined its own certificate authority");
+        match enrol(self.service.authority(), node, identity) {
+            Ok(membership) => tracing::info!(id = %membership.id, "this node has joined its own certificate authority"),
+            Err(JoinError::Files(CaError::Refused(refusal))) => {
+                tracing::error!(%node, "this node may not join its own certificate authority: {refusal}");
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 

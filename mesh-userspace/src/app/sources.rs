@@ -14,7 +14,7 @@ use crate::model::{Mode, Protocol, Service, Workload};
 use crate::proxy::Context;
 use crate::runtime::Ready;
 use crate::telemetry::datapath::{Expiry, Lost, MapSize, OutcomeCount, Sources};
-use crate::telemetry::{self, Metrics};
+use crate::telemetry::{self, Metrics, Tls};
 use crate::tunnel::LaneStatus;
 use mesh_common::outcome::Outcome;
 use std::sync::Arc;
@@ -83,6 +83,19 @@ pub(super) fn register_kernel(metrics: &mut Metrics, counters: Counters, identit
         }),
     };
     telemetry::datapath::register(metrics.registry(), sources);
+}
+
+/// What this daemon offers in handshakes, in its order of preference.
+pub(super) fn offered_tls(identities: &Identities) -> Tls {
+    let provider = identities.server_config().crypto_provider().clone();
+    let groups: Vec<_> = provider.kx_groups.iter().map(|group| format!("{:?}", group.name())).collect();
+    let suites: Vec<_> = provider
+        .cipher_suites
+        .iter()
+        .filter(|suite| suite.tls13().is_some())
+        .map(|suite| format!("{:?}", suite.suite()))
+        .collect();
+    Tls { kx: groups.join(","), suite: suites.join(","), provider: "aws-lc-rs".to_owned(), fips: provider.fips() }
 }
 
 impl Wiring {

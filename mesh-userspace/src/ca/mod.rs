@@ -29,7 +29,7 @@ pub use authority::{
     RotationStatus, Status, TokenStatus, init, issue,
 };
 pub use certificate::{BACK_DATED, DEFAULT_NODE_TTL, DEFAULT_TTL, MAX_TTL, Validity};
-pub use client::{CaClient, DEFAULT_TIMEOUT, JoinError, Membership, enrol, join};
+pub use client::{CaClient, DEFAULT_TIMEOUT, JoinError, Membership, enrol, is_member, join};
 pub use digest::Digest;
 pub use error::CaError;
 pub use refusal::{Reason, Refusal};

@@ -79,6 +79,14 @@ fn trust_domain_of(authority: &CertificateDer<'_>) -> Result<TrustDomain, String
     TrustDomain::parse(domain.unwrap_or_default()).map_err(|error| error.to_string())
 }
 
+/// Whether the identity directory holds a certificate of the node that this authority accepts now.
+#[must_use]
+pub fn is_member(authority: &Authority, node: &NodeName, directory: &Path) -> bool {
+    let stored = NodeFiles::new(directory).read();
+    let leaf = stored.as_ref().ok().and_then(|stored| stored.chain.first());
+    leaf.is_some_and(|leaf| authority.authenticate(leaf, OffsetDateTime::now_utc()).is_ok_and(|name| name == *node))
+}
+
 /// Lets the node join on which the authority itself runs.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ mod join;
 mod node_files;
 mod transport;
 
-pub use join::{JoinError, Membership, enrol, join};
+pub use join::{JoinError, Membership, enrol, is_member, join};
 #[cfg(test)]
 pub(super) use node_files::node_chain;
 

@@ -1,7 +1,7 @@
 //! What a node may do once it has joined, and what shuts it out.
 
 use super::world::{BANK, CART, World, name, now, reason, request};
-use crate::ca::{JoinError, Lives};
+use crate::ca::{JoinError, Lives, enrol, is_member};
 use crate::identity::{Certificate, CertificateSource, SigningRequest, SourceError};
 use crate::model::SpiffeId;
 use std::fs;
@@ -175,4 +175,21 @@ async fn nobody_listening_is_told_apart_from_a_refusal() {
     let (address, node) = (address.to_string(), name("n1"));
     let outcome = crate::ca::join(&address, &token, &node, directory.path(), Duration::from_secs(5)).await;
     assert!(matches!(outcome, Err(JoinError::Unavailable { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn the_authoritys_own_node_joins_without_a_token_and_again_when_it_must() {
+    let world = World::start().await;
+    let (directory, node) = (TempDir::new().unwrap(), name("n1"));
+    assert!(!is_member(world.authority(), &node, directory.path()));
+    enrol(world.authority(), &node, directory.path()).unwrap();
+    assert!(is_member(world.authority(), &node, directory.path()));
+    assert!(!is_member(world.authority(), &name("n2"), directory.path()), "another node's certificate");
+    assert!(world.client(&directory).sign(vec![wanted(CART)]).await.unwrap().remove(0).is_ok());
+    let other = World::start().await;
+    assert!(!is_member(other.authority(), &node, directory.path()), "another authority's certificate");
+    world.authority().revoke_node(&node, now()).unwrap();
+    assert!(!is_member(world.authority(), &node, directory.path()));
+    let refused = enrol(world.authority(), &node, directory.path()).unwrap_err().to_string();
+    assert!(refused.contains("node token create --node n1"), "{refused}");
 }
