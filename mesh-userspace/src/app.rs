@@ -1,5 +1,6 @@
 //! The composition root: configuration in, a bound daemon out, a running daemon until it is told to stop.
 
+mod ca;
 mod certificates;
 mod cleanup;
 mod command;
@@ -52,6 +53,7 @@ pub struct App {
     namespaces: Namespaces,
     flows: FlowMetrics,
     datapath: Datapath,
+    authority: Option<ca::Hosted>,
 }
 
 impl App {
@@ -74,6 +76,8 @@ impl App {
                 config.catalog.display()
             )
         };
+        let snapshot = Arc::new(ArcSwap::default());
+        let authority = ca::Hosted::inside(&config, &mut metrics, &snapshot)?;
         let (identities, issuance) = issuance::open(&config.identity, &mesh.trust_domain, metrics.registry())?;
         metrics.tls(offered_tls(&identities));
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
@@ -81,7 +85,7 @@ impl App {
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
         let context = Arc::new(Context {
             node: config.node.clone(),
-            snapshot: Arc::new(ArcSwap::default()),
+            snapshot,
             locals: LocalWorkloads::default(),
             tunnel: Tunnel::new(config.tunnel.clone(), identities.clone(), tunnel_metrics),
             tunnel_port: config.tunnel_port,
@@ -110,6 +114,7 @@ impl App {
             namespaces,
             flows,
             datapath,
+            authority,
         })
     }
 

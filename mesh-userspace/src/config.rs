@@ -1,6 +1,10 @@
 //! The daemon's settings: a YAML file becomes a checked [`Config`], and nothing else reads files, arguments or the
 //! environment for settings.
 
+mod ca;
+
+pub use ca::{Authority, CaConfig};
+
 use crate::model::NodeName;
 use crate::telemetry::logging::{Filter, Format};
 use anyhow::{Context, Result, bail, ensure};
@@ -23,6 +27,8 @@ pub struct Config {
     pub log: Log,
     /// How long SIGTERM waits for connections to end by themselves.
     pub drain: Duration,
+    /// The certificate authority that runs inside this daemon, if one does.
+    pub ca: Option<Authority>,
 }
 
 /// Where the certificates of this node's workloads come from.
@@ -32,6 +38,16 @@ pub enum Identity {
     Files { directory: PathBuf },
     /// A certificate authority, which this node has joined: the directory holds its own certificate and the roots.
     Authority { directory: PathBuf, addresses: Vec<String> },
+}
+
+impl Identity {
+    /// Where the roots are, and whatever else is kept in files.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        match self {
+            Self::Files { directory } | Self::Authority { directory, .. } => directory,
+        }
+    }
 }
 
 /// What goes to standard error.
@@ -57,6 +73,7 @@ struct RawConfig {
     log: RawLog,
     #[serde(default = "default_drain")]
     drain: String,
+    ca: Option<ca::RawAuthority>,
 }
 
 /// One path, or a list of them.
@@ -216,6 +233,7 @@ impl Config {
             admin: crate::admin::Config { socket: raw.admin.socket, listen: raw.admin.listen },
             log: raw.log.checked()?,
             drain: duration(&raw.drain).context("drain")?,
+            ca: raw.ca.map(ca::RawAuthority::checked).transpose()?,
         })
     }
 }

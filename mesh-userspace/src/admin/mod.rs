@@ -1,6 +1,9 @@
 //! What the daemon answers when asked: versioned JSON on a local socket for the CLI; metrics, readiness and liveness on
-//! a TCP port. It reads snapshots; the few things that it can be told to do stand beside them.
+//! a TCP port. It reads snapshots; the few things that it can be told to do stand beside them: renewing certificates,
+//! and a certificate authority's tokens, nodes and rotation where one runs in the process.
 
+mod authority;
+pub mod ca_documents;
 mod certificates;
 pub mod documents;
 mod identity_rows;
@@ -11,6 +14,7 @@ mod rows;
 mod server;
 mod socket;
 
+pub use authority::Hosted;
 pub use certificates::Certificates;
 pub use documents::DEFAULT_SOCKET;
 pub use policy_rows::PolicySources;
@@ -41,6 +45,24 @@ pub struct Sources {
     pub diagnostics: Ask<Vec<DiagnosticRow>>,
     pub certificates: Certificates,
     pub policy: PolicySources,
+    /// The certificate authority, if one runs in this daemon.
+    pub authority: Option<Hosted>,
+}
+
+/// What a process shows that is a certificate authority and nothing else.
+#[derive(Clone)]
+pub struct AuthoritySources {
+    pub metrics: Arc<Metrics>,
+    /// As in [`Sources`].
+    pub not_ready: Ask<Vec<String>>,
+    pub authority: Hosted,
+}
+
+/// What every process shows.
+#[derive(Clone)]
+struct Process {
+    metrics: Arc<Metrics>,
+    not_ready: Ask<Vec<String>>,
 }
 
 impl fmt::Debug for Sources {

@@ -1,7 +1,7 @@
 //! The unix socket: the CLI's documents.
 
 use super::documents::{ConnectionRow, Document, ErrorDocument, Item};
-use super::{Ask, Sources, policy_rows};
+use super::{Ask, Hosted, Sources, authority, policy_rows};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -22,8 +22,18 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/v1/connections", get(connections))
         .merge(super::certificates::routes())
         .merge(policy_rows::routes())
-        .fallback(|uri: Uri| async move { failed(StatusCode::NOT_FOUND, format!("there is no {}", uri.path())) })
+        .merge(authority::router(sources.authority.clone()))
+        .fallback(absent)
         .with_state(sources)
+}
+
+/// Of a process that is a certificate authority and nothing else.
+pub(super) fn authority_router(hosted: Hosted) -> Router {
+    authority::router(Some(hosted)).fallback(absent)
+}
+
+async fn absent(uri: Uri) -> Response {
+    failed(StatusCode::NOT_FOUND, format!("there is no {}", uri.path()))
 }
 
 async fn status(State(sources): State<Sources>) -> Response {

@@ -1,8 +1,8 @@
 //! The two listeners. Each serves a bounded number of connections and gives every request a bounded time, so that a
 //! stuck client cannot take the daemon's file descriptors.
 
-use super::Sources;
 use super::socket::{self, BoundSocket};
+use super::{AuthoritySources, Process, Sources};
 use super::{pages, rows};
 use axum::Router;
 use hyper::server::conn::http1;
@@ -77,9 +77,19 @@ impl Server {
 
     /// Answers until `stop` is cancelled, lets requests that run finish, and removes the socket.
     pub async fn serve(self, sources: Sources, stop: CancellationToken) {
+        let process = Process { metrics: sources.metrics.clone(), not_ready: sources.not_ready.clone() };
+        self.serve_routes(rows::router(sources), pages::router(process), stop).await;
+    }
+
+    /// [`Self::serve`] for a process that is a certificate authority and nothing else.
+    pub async fn serve_authority(self, sources: AuthoritySources, stop: CancellationToken) {
+        let AuthoritySources { metrics, not_ready, authority } = sources;
+        let public = pages::router(Process { metrics, not_ready });
+        self.serve_routes(rows::authority_router(authority), public, stop).await;
+    }
+
+    async fn serve_routes(self, local: Router, public: Router, stop: CancellationToken) {
         let Self { socket, unix, tcp } = self;
-        let local = rows::router(sources.clone());
-        let public = pages::router(sources);
         let on_socket = accept_loop(|| async { unix.accept().await.map(|(stream, _)| stream) }, local, &stop);
         let on_port = accept_loop(|| async { tcp.accept().await.map(|(stream, _)| stream) }, public, &stop);
         tokio::join!(on_socket, on_port);

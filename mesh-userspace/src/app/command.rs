@@ -3,7 +3,7 @@
 use super::App;
 use super::cleanup::cleanup;
 use crate::ca;
-use crate::config::{Config, duration};
+use crate::config::{CaConfig, Config, duration};
 use crate::model::{ObjectName, TrustDomain};
 use crate::telemetry;
 use anyhow::{Context as _, Result};
@@ -40,7 +40,13 @@ struct ConfigFile {
 
 #[derive(Subcommand)]
 enum CaVerb {
-    /// Create a certificate authority: ca.pem and ca-key.pem (mode 0600)
+    /// Run the certificate authority until SIGTERM or SIGINT: nodes join, renew, and ask for their workloads' identities
+    Run {
+        /// The authority's configuration (YAML)
+        #[arg(short, long, value_name = "FILE", default_value = "/etc/nodemesh/ca.yaml")]
+        config: PathBuf,
+    },
+    /// Create a certificate authority: a folder (mode 0700) with its keys and its memory
     Init {
         /// Folder to create it in; must not hold one yet
         #[arg(long)]
@@ -98,6 +104,12 @@ impl Command {
 impl CaVerb {
     fn execute(self) -> Result<()> {
         match self {
+            Self::Run { config } => {
+                let config = CaConfig::load(&config)?;
+                telemetry::logging::init(&config.log.filter, config.log.format)?;
+                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+                runtime.block_on(super::ca::run(config))?;
+            }
             Self::Init { dir, trust_domain } => {
                 ca::init(&dir, &TrustDomain::parse(&trust_domain)?)?;
                 println!("created a certificate authority for {trust_domain} in {}", dir.display());

@@ -5,7 +5,6 @@ use crate::config;
 use crate::identity::{Identities, Issuer, Orders};
 use crate::model::TrustDomain;
 use crate::runtime::{Ready, Tasks};
-use crate::telemetry::ca::CaClientMetrics;
 use crate::telemetry::certificates::CertificateMetrics;
 use anyhow::{Context as _, Result};
 use prometheus_client::registry::Registry;
@@ -30,8 +29,7 @@ pub(super) fn open(
     match identity {
         config::Identity::Files { directory } => Ok((Identities::load(directory, trust_domain)?, None)),
         config::Identity::Authority { directory, addresses } => {
-            let requests = CaClientMetrics::register(registry);
-            let client = CaClient::open(directory, addresses.clone(), DEFAULT_TIMEOUT, requests)
+            let client = CaClient::open(directory, addresses.clone(), DEFAULT_TIMEOUT)
                 .context("this node cannot ask its certificate authority (identity.ca)")?;
             let (identities, orders) = Identities::issued(directory, trust_domain)?;
             let metrics = CertificateMetrics::register(registry);

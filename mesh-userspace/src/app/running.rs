@@ -3,7 +3,7 @@
 use super::host::OwnPorts;
 use super::reconcile::{Reconciler, Report};
 use super::workloads::Workloads;
-use super::{App, sources};
+use super::{App, ca, sources};
 use crate::datapath::{Datapath, Event};
 use crate::engine::Engine;
 use crate::identity::Identities;
@@ -69,7 +69,16 @@ impl App {
         };
         tasks.spawn("inbound", inbound.serve(self.tunnel));
 
+        let authority = self.authority.take();
+        let shown = authority.as_ref().map(ca::Hosted::shown);
+        if let Some(authority) = authority {
+            tasks.spawn("certificate authority", async move {
+                authority.serve(CancellationToken::new()).await;
+                bail!("its server ended")
+            });
+        }
         let wiring = sources::Wiring {
+            authority: shown,
             context: self.context.clone(),
             metrics: Arc::new(self.metrics),
             identities: self.identities,

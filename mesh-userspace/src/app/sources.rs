@@ -32,6 +32,7 @@ pub(super) struct Wiring {
     pub(super) ready: Ready,
     pub(super) counters: Counters,
     pub(super) started: Instant,
+    pub(super) authority: Option<admin::Hosted>,
 }
 
 /// Adds the kernel's counters and the certificates' expiry to the scrape.
@@ -87,8 +88,10 @@ pub(super) fn register_kernel(metrics: &mut Metrics, counters: Counters, identit
 impl Wiring {
     pub(super) fn sources(self) -> admin::Sources {
         let metrics = self.metrics.clone();
+        let authority = self.authority.clone();
         let wiring = Arc::new(self);
         admin::Sources {
+            authority,
             metrics,
             not_ready: wiring.ask(|wiring| wiring.ready.outstanding().into_iter().map(str::to_owned).collect()),
             status: wiring.ask(Self::status),

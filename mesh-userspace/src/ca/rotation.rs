@@ -130,3 +130,133 @@ pub(super) fn is_due(since: Seconds, until: Seconds, now: Seconds) -> bool {
 pub(super) fn seconds(duration: Duration) -> Seconds {
     Seconds::try_from(duration.as_secs()).unwrap_or(Seconds::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIVES: Lives = Lives { workload: Duration::from_secs(100), node: Duration::from_secs(1000) };
+
+    fn node(name: &str, seen: Seconds, bundle: u64) -> Reported<'_> {
+        Reported { node: name, revoked: false, seen, bundle }
+    }
+
+    #[test]
+    fn the_new_root_signs_once_every_living_node_uses_its_bundle() {
+        let phase = Phase::announced(7, 2, 0, LIVES);
+        let switch = Some(Step::Switch { incoming: 7 });
+        assert_eq!(phase.poll(1, LIVES, []), switch, "without nodes there is nobody to wait for");
+        assert_eq!(phase.poll(1, LIVES, [node("a", 0, 2), node("b", 0, 1)]), None);
+        assert_eq!(phase.waits_for(1, LIVES, [node("a", 0, 2), node("b", 0, 1)]), ["b"]);
+        assert_eq!(phase.poll(1, LIVES, [node("a", 0, 2), node("b", 0, 3)]), switch);
+        assert_eq!(phase.poll(1, LIVES, [node("a", 0, 2), Reported { revoked: true, ..node("b", 0, 1) }]), switch);
+        assert_eq!(phase.poll(1, LIVES, [node("a", 0, 2), node("b", -1000, 1)]), switch, "its certificate has ended");
+        assert_eq!(phase.poll(999, LIVES, [node("b", 998, 1)]), None);
+        assert_eq!(phase.poll(1000, LIVES, [node("b", 999, 1)]), switch, "the deadline");
+    }
+
+    #[test]
+    fn the_old_root_stays_until_its_last_leaf_has_ended() {
+        let phase = Phase::retiring(3, 10, 1000);
+        assert_eq!(phase.poll(1069, LIVES, []), None);
+        assert_eq!(phase.poll(1070, LIVES, []), Some(Step::Retire { outgoing: 3 }));
+    }
+
+    #[test]
+    fn a_request_during_a_rotation_is_refused_unless_it_insists() {
+        assert_eq!(Phase::Steady.request(false), Ok(Step::Announce));
+        for (phase, next) in [
+            (Phase::announced(7, 2, 0, LIVES), Step::Switch { incoming: 7 }),
+            (Phase::retiring(3, 0, 1000), Step::Retire { outgoing: 3 }),
+        ] {
+            assert_eq!(phase.request(false).unwrap_err().reason, Reason::RotationUnderWay);
+            assert_eq!(phase.request(true), Ok(next));
+        }
+    }
+
+    #[test]
+    fn a_successor_signs_after_two_thirds_of_a_life() {
+        assert!(!is_due(0, 90, 59));
+        assert!(is_due(0, 90, 60));
+        assert!(is_due(0, 90, 1000));
+    }
+
+    /// A mesh as the rotation sees it: who trusts what, and what signs.
+    struct Mesh {
+        phase: Phase,
+        bundle: (u64, Vec<u64>),
+        signs: u64,
+        /// Of each node: when it was last seen, which version it said to use, which roots it really uses.
+        nodes: Vec<(Seconds, u64, Vec<u64>)>,
+        /// Root and end of every leaf.
+        leaves: Vec<(u64, Seconds)>,
+        next: u64,
+    }
+
+    impl Mesh {
+        fn take(&mut self, step: &Step, now: Seconds) {
+            match *step {
+                Step::Announce => {
+                    self.bundle = (self.bundle.0 + 1, [&self.bundle.1[..], &[self.next]].concat());
+                    self.phase = Phase::announced(self.next, self.bundle.0, now, LIVES);
+                    self.next += 1;
+                }
+                Step::Switch { incoming } => {
+                    self.phase = Phase::retiring(self.signs, now, LIVES.longest());
+                    self.signs = incoming;
+                }
+                Step::Retire { outgoing } => {
+                    self.bundle.0 += 1;
+                    self.bundle.1.retain(|root| *root != outgoing);
+                    self.phase = Phase::Steady;
+                }
+            }
+        }
+
+        fn poll(&mut self, now: Seconds) {
+            let nodes = self.nodes.clone();
+            let reports = nodes.iter().map(|(seen, version, _)| node("n", *seen, *version));
+            if let Some(step) = self.phase.poll(now, LIVES, reports) {
+                self.take(&step, now);
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever the order of questions, rotations and time: a node that keeps asking believes every leaf that
+        /// has not ended, and the bundle always holds the root that signs.
+        #[test]
+        fn nodes_that_ask_believe_every_leaf(actions in proptest::collection::vec((0u8..6, 0usize..3, 1i64..400), 1..200)) {
+            let mut now = 0;
+            let nodes = vec![(0, 1, vec![0]); 3];
+            let mut mesh =
+                Mesh { phase: Phase::Steady, bundle: (1, vec![0]), signs: 0, nodes, leaves: Vec::new(), next: 1 };
+            for (action, index, pause) in actions {
+                match action {
+                    // Asks: says what it uses, then uses what it gets.
+                    0..=2 => {
+                        let said = mesh.nodes[index].2.clone();
+                        let version = if said == mesh.bundle.1 { mesh.bundle.0 } else { mesh.nodes[index].1 };
+                        mesh.nodes[index] = (now, version, mesh.bundle.1.clone());
+                    }
+                    3 => mesh.leaves.push((mesh.signs, now + 100)),
+                    4 => now += pause,
+                    _ => if let Ok(step) = mesh.phase.request(false) { mesh.take(&step, now) },
+                }
+                mesh.poll(now);
+                mesh.leaves.retain(|(_, end)| *end > now);
+                prop_assert!(mesh.bundle.1.contains(&mesh.signs));
+                // Who has been silent for a node certificate's life is not waited for, and must join again.
+                for (_, _, roots) in mesh.nodes.iter().filter(|(seen, ..)| now - seen < 1000) {
+                    for (root, _) in &mesh.leaves {
+                        prop_assert!(roots.contains(root), "a node that uses {roots:?} meets a leaf below {root}");
+                    }
+                }
+                for (root, _) in &mesh.leaves {
+                    prop_assert!(mesh.bundle.1.contains(root), "a leaf outlives its root's place in the bundle");
+                }
+            }
+        }
+    }
+}

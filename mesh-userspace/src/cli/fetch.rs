@@ -1,7 +1,7 @@
 //! Asks the daemon: one HTTP request over its unix socket, bounded in time and size.
 
 use crate::admin::documents::{Document, ErrorDocument, Item};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Method, Request};
@@ -85,19 +85,25 @@ impl<'a> Daemon<'a> {
 
     /// Fetches a document and checks that it is what this version understands.
     pub(super) fn get<T: Item + DeserializeOwned>(&self, path: &str) -> Result<Document<T>, FetchError> {
-        self.ask(Method::GET, path)
+        self.send(Method::GET, path, Vec::new())
     }
 
     /// Asks for something to be done; the answer says what was.
     pub(super) fn post<T: Item + DeserializeOwned>(&self, path: &str) -> Result<Document<T>, FetchError> {
-        self.ask(Method::POST, path)
+        self.send(Method::POST, path, Vec::new())
     }
 
-    fn ask<T: Item + DeserializeOwned>(&self, method: Method, path: &str) -> Result<Document<T>, FetchError> {
+    /// Asks for a change, with a JSON body, and reads the document that answers it.
+    pub(super) fn send<T: Item + DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<Document<T>, FetchError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let request = async {
             let timeout = FetchError::Timeout { socket: self.socket.to_owned(), timeout: self.timeout };
-            tokio::time::timeout(self.timeout, self.request(method, path)).await.unwrap_or(Err(timeout))
+            tokio::time::timeout(self.timeout, self.request(method, path, body)).await.unwrap_or(Err(timeout))
         };
         let body = runtime.map_err(FetchError::Runtime)?.block_on(request)?;
         let document: Document<T> =
@@ -110,7 +116,7 @@ impl<'a> Daemon<'a> {
         }
     }
 
-    async fn request(&self, method: Method, path: &str) -> Result<Bytes, FetchError> {
+    async fn request(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, FetchError> {
         let stream = UnixStream::connect(self.socket)
             .await
             .map_err(|error| FetchError::Unreachable { socket: self.socket.to_owned(), error })?;
@@ -122,7 +128,8 @@ impl<'a> Daemon<'a> {
             .method(method)
             .uri(path)
             .header(hyper::header::HOST, "nodemeshd")
-            .body(Empty::<Bytes>::new())
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
             .map_err(|error| FetchError::Unknown(error.to_string()))?;
         let answer = sender.send_request(request).await.map_err(|error| self.broke_off(&error))?;
         let status = answer.status();

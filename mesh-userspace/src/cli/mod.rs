@@ -1,6 +1,7 @@
 //! `nodemesh`, the operator's command: asks the daemon over its local socket and prints the answer, or checks a catalog
 //! without a daemon. Data goes to standard output, everything else to standard error.
 
+mod authority;
 mod cert;
 mod fetch;
 mod policy;
@@ -12,6 +13,7 @@ use crate::admin::documents::{
     ConnectionRow, DEFAULT_SOCKET, DiagnosticRow, Document, Item, LaneRow, ServiceRow, Status, VersionRow, WorkloadRow,
 };
 use crate::admin::policies::{PlaintextRow, PolicyRow};
+use authority::{CaVerb, JoinArguments, NodeVerb};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fetch::{Daemon, FetchError};
 use serde::Serialize;
@@ -114,6 +116,14 @@ enum Verb {
         #[arg(long, value_enum, default_value_t = Threshold::Error)]
         failure_threshold: Threshold,
     },
+    /// Nodes and the tokens with which they join
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Let this node join: get its certificate with a token; needs no daemon here
+    Join(JoinArguments),
+    /// The certificate authority
+    #[command(subcommand)]
+    Ca(CaVerb),
     /// Show the version of this command and of the daemon, if one answers
     Version,
 }
@@ -198,6 +208,8 @@ impl From<Exit> for Done {
 /// Why a command stopped.
 enum Problem {
     Fetch(FetchError),
+    /// The certificate authority does not answer.
+    Authority(String),
     Input(String),
     Output(io::Error),
 }
@@ -206,6 +218,7 @@ impl Problem {
     fn exit(&self) -> Exit {
         match self {
             Self::Fetch(error) if error.is_unreachable() => Exit::Unreachable,
+            Self::Authority(_) => Exit::Unreachable,
             Self::Fetch(_) | Self::Input(_) | Self::Output(_) => Exit::Failure,
         }
     }
@@ -217,6 +230,13 @@ impl fmt::Display for Problem {
             Self::Fetch(error) => {
                 writeln!(f, "error: {error}")?;
                 error.help().map_or(Ok(()), |help| writeln!(f, "help: {help}"))
+            }
+            Self::Authority(message) => {
+                writeln!(f, "error: {message}")?;
+                writeln!(
+                    f,
+                    "help: name the address and port of the certificate authority (`listen`), and see that it runs"
+                )
             }
             Self::Input(message) => writeln!(f, "error: {message}"),
             Self::Output(error) => writeln!(f, "error: cannot write the output: {error}"),
@@ -256,6 +276,9 @@ impl<W: Write> Session<'_, W> {
             Verb::Cert(verb) => self.cert(verb),
             Verb::Explain { source, destination } => self.explain(source, destination),
             Verb::Validate { directory, failure_threshold } => self.validate(directory, *failure_threshold),
+            Verb::Node(verb) => self.node(verb),
+            Verb::Join(arguments) => self.join(arguments),
+            Verb::Ca(verb) => self.authority(verb),
             Verb::Version => self.version(),
         }
     }

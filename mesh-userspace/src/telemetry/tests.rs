@@ -24,7 +24,9 @@ pub(super) fn full() -> Metrics {
     let catalog = CatalogMetrics::register(metrics.registry());
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
     catalog.applied(SystemTime::now());
-    CertificateMetrics::register(metrics.registry()).rotated("success");
+    let certificates = CertificateMetrics::register(metrics.registry());
+    certificates.rotated("success");
+    certificates.asked("sign", "ok", std::time::Duration::from_millis(4));
     touch(&TunnelMetrics::register(metrics.registry()));
     policy::sample(metrics.policy());
     let key = EdgeKey {

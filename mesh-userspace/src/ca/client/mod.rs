@@ -5,6 +5,8 @@ mod node_files;
 mod transport;
 
 pub use join::{JoinError, Membership, enrol, join};
+#[cfg(test)]
+pub(super) use node_files::node_chain;
 
 use super::certificate::{BACK_DATED, Validity};
 use super::routes::MAX_REQUESTS;

@@ -101,3 +101,9 @@ impl NodeFiles {
         Ok(())
     }
 }
+
+/// The node's chain in an identity directory, as an attacker would take it.
+#[cfg(test)]
+pub(in crate::ca) fn node_chain(directory: &Path) -> Vec<CertificateDer<'static>> {
+    NodeFiles::new(directory).read().expect("the node has joined").chain
+}

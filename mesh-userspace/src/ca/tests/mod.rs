@@ -2,5 +2,9 @@
 //! something from it.
 
 mod files;
+mod fuzz;
+mod hostile;
 mod nodes;
+mod rotation;
+mod tokens;
 mod world;
