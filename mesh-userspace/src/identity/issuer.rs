@@ -131,8 +131,8 @@ impl Issuer {
     fn call(&mut self) {
         if self.bundle.next.is_some_and(|at| at <= Instant::now()) {
             self.bundle.next = None;
-            let source = self.source.clone();
-            self.calls.spawn(async move { Answered::Bundle(bounded(source.bundle()).await) });
+            let (source, metrics) = (self.source.clone(), self.metrics.clone());
+            self.calls.spawn(async move { Answered::Bundle(timed("bundle", &metrics, source.bundle()).await) });
         }
         while self.bundle.is_known && self.signing < CALLS {
             let due = self.schedule.take_due(now(), BATCH);
@@ -158,10 +158,10 @@ impl Issuer {
         if requests.is_empty() {
             return;
         }
-        let (source, epoch) = (self.source.clone(), self.schedule.epoch());
+        let (source, metrics, epoch) = (self.source.clone(), self.metrics.clone(), self.schedule.epoch());
         self.signing += 1;
         self.calls.spawn(async move {
-            let answers = bounded(source.sign(requests)).await;
+            let answers = timed("sign", &metrics, source.sign(requests)).await;
             Answered::Signed { asked, epoch, answers }
         });
     }
@@ -326,10 +326,17 @@ fn states(schedule: &Renewal, now: Now) -> BTreeMap<SpiffeId, Issuance> {
     schedule.entries().map(|(id, entry)| (id.clone(), issuance(entry))).collect()
 }
 
-/// Awaits an answer for a bounded time.
-async fn bounded<T>(call: super::Answer<'_, T>) -> Result<T, SourceError> {
+/// Awaits an answer for a bounded time, and counts it.
+async fn timed<T>(
+    operation: &'static str,
+    metrics: &CertificateMetrics,
+    call: super::Answer<'_, T>,
+) -> Result<T, SourceError> {
+    let started = Instant::now();
     let silence = || SourceError::Unavailable(format!("it did not answer within {} s", CALL_LIMIT.as_secs()));
-    tokio::time::timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(silence()))
+    let answer = tokio::time::timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| Err(silence()));
+    metrics.asked(operation, answer.as_ref().map_or_else(SourceError::reason, |_| "ok"), started.elapsed());
+    answer
 }
 
 fn now() -> Now {

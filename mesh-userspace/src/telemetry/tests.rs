@@ -25,7 +25,9 @@ pub(super) fn full() -> Metrics {
     let catalog = CatalogMetrics::register(metrics.registry());
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
     catalog.applied(SystemTime::now());
-    CertificateMetrics::register(metrics.registry()).rotated("success");
+    let certificates = CertificateMetrics::register(metrics.registry());
+    certificates.rotated("success");
+    certificates.asked("sign", "ok", std::time::Duration::from_millis(4));
     let authority = CaMetrics::register(metrics.registry());
     authority.prepare(&["workload"], &["not_scheduled"]);
     authority.expires("root", SystemTime::now());

@@ -127,6 +127,7 @@ async fn a_flaky_authority_is_never_noticed_by_peers() {
     let keys: BTreeSet<_> = seen.iter().collect();
     assert_eq!(keys.len(), 3);
     let text = node.scrape();
+    assert!(text.contains("ca_requests_seconds_count{operation=\"sign\",result=\"ok\"} 3"), "{text}");
     for line in ["cert_rotations_total{result=\"success\"} 3", "cert_rotations_total{result=\"unavailable\"}"] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
