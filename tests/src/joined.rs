@@ -16,12 +16,13 @@ use std::path::Path;
 
 impl Cluster {
     /// Builds a world and its catalog, starts an authority on the first node, has every node join it, and starts a
-    /// daemon on each. Certificates live for `ttl`, as configurations write it.
+    /// daemon on each. `certificates` is that section
+    /// of the authority's configuration (`ttl`, `nodeTtl`).
     ///
     /// # Errors
     /// If the world cannot be built, a node cannot join, or a daemon does not become ready.
-    pub fn joined(topology: Topology, ttl: &str, describe: impl FnOnce(&mut Catalog)) -> Result<Self> {
-        Self::joined_with(topology, ttl, describe, |_| {})
+    pub fn joined(topology: Topology, certificates: &Value, describe: impl FnOnce(&mut Catalog)) -> Result<Self> {
+        Self::joined_with(topology, certificates, describe, |_| {})
     }
 
     /// [`Self::joined`] with a chance to change the daemons' configuration.
@@ -30,7 +31,7 @@ impl Cluster {
     /// If the world cannot be built, a node cannot join, or a daemon does not become ready.
     pub fn joined_with(
         topology: Topology,
-        ttl: &str,
+        certificates: &Value,
         describe: impl FnOnce(&mut Catalog),
         mut configure: impl FnMut(&mut Value),
     ) -> Result<Self> {
@@ -42,7 +43,7 @@ impl Cluster {
         catalog.write()?;
         let home = world.nodes().next().context("a mesh has a node")?;
         let mut ca = Daemon::authority(home, catalog.folder(), &folder.join("ca"), |document| {
-            document["certificates"] = json!({"ttl": ttl});
+            document["certificates"] = certificates.clone();
         })?;
         ca.start()?;
         let address = SocketAddr::from((home.v4(), AUTHORITY_PORT));

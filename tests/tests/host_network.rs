@@ -159,16 +159,16 @@ fn host_processes_and_pods_reach_each_other_under_their_own_identities() -> Resu
         assert_eq!((capture.lost, capture.plaintext()), (0, 0), "{capture:?}");
         assert!(capture.bytes_on(15008) > 0, "{capture:?}");
     }
-    let lines = scene.cluster.daemon("n1").accesses();
     let is_own = |line: &mesh_tests::access::Access| {
         line.direction == "outbound"
-            && line.source_workload.as_deref() == Some("default/agent")
+            && line.source_workload.as_deref() == Some("agent")
             && line.source_identity.as_deref() == Some(&scene.principal("agent"))
             && line.destination_identity.as_deref() == Some(&scene.principal("web"))
             && !line.failed()
     };
-    wait::until("the access log names both host workloads", BOUND, || lines.iter().any(is_own).then_some(()))?;
-    Ok(())
+    wait::until("the access log names both host workloads", BOUND, || {
+        scene.cluster.daemon("n1").accesses().iter().any(is_own).then_some(())
+    })
 }
 
 #[test]
@@ -205,7 +205,8 @@ fn handed(scene: &Scene, giver: &str, taker: &str, to: SocketAddr) -> Result<Cal
     let at = scene.cluster.world.folder().join("hand");
     let path = at.to_str().context("a plain path")?.to_owned();
     let to = to.to_string();
-    let mut take = Program::probe(["hand", "take", "--at", &path, &to]).start_in(scene.cluster.world.place(taker))?;
+    let mut take =
+        Program::probe(["hand", "take", "--greet", "--at", &path, &to]).start_in(scene.cluster.world.place(taker))?;
     take.wait_for_text("waiting")?;
     Program::probe(["hand", "give", "--at", &path, &to]).run_in(scene.cluster.world.place(giver))?.success()?;
     let call = take.wait()?.json()?;
@@ -254,7 +255,7 @@ fn a_process_that_moves_to_another_cgroup_loses_what_its_sockets_were() -> Resul
         [("agent", "web", true), ("agent", "other", true), ("other", "agent", true), ("agent", "agent", false)]
     {
         let (call, change) = n1.change_during(|| {
-            let mut keep = Program::probe(["hand", "keep", &vip]).start_in(world.place(from))?;
+            let mut keep = Program::probe(["hand", "keep", "--greet", &vip]).start_in(world.place(from))?;
             keep.wait_for_text("made")?;
             fs::write(world.host(to).cgroup().join("cgroup.procs"), keep.pid().to_string())?;
             keep.wait()?.json::<Call>()

@@ -7,11 +7,14 @@ use rcgen::{
 };
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
-use x509_parser::oid_registry::OID_SIG_ECDSA_WITH_SHA256;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension};
 
 /// Longest request read. One with a P-256 key and the longest SPIFFE ID has 2.5 KiB.
 pub const MAX_CSR: usize = 4096;
+
+/// ECDSA with SHA-256, no parameters, and the tag of the signature behind it: the one way to write them. They stand
+/// outside of what is signed, and the parser is lenient about tags.
+const SIGNATURE: [u8; 13] = [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02, 0x03];
 
 /// The public key of a request that proves to have its private half and asks for exactly `uri`.
 ///
@@ -28,7 +31,7 @@ pub fn check(csr: &[u8], uri: &str) -> Result<SubjectPublicKeyInfo, Refusal> {
         .ok()
         .filter(|key| key.algorithm() == &PKCS_ECDSA_P256_SHA256)
         .ok_or_else(|| Refusal::new(Reason::CsrKey, "the key is not an ECDSA key of the curve P-256"))?;
-    if request.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256 || request.verify_signature().is_err() {
+    if !is_written_plainly(csr, request.certification_request_info.raw) || request.verify_signature().is_err() {
         return Err(Refusal::new(
             Reason::CsrSignature,
             "the request is not signed (ECDSA with SHA-256) by the key that it carries",
@@ -47,6 +50,15 @@ pub fn check(csr: &[u8], uri: &str) -> Result<SubjectPublicKeyInfo, Refusal> {
         [GeneralName::URI(named)] if named == uri => Ok(key),
         _ => Err(names()),
     }
+}
+
+/// Whether what surrounds the signed part is written as everybody writes it.
+fn is_written_plainly(csr: &[u8], signed: &[u8]) -> bool {
+    const SEQUENCE: u8 = 0x30;
+    // The signed part is a part of the request: a header before it, the signature behind it.
+    let start = (signed.as_ptr() as usize).saturating_sub(csr.as_ptr() as usize);
+    let behind = csr.get(start + signed.len()..).unwrap_or_default();
+    csr.first() == Some(&SEQUENCE) && behind.starts_with(&SIGNATURE)
 }
 
 /// A request for `uri`, signed by its key: what [`check`] accepts.

@@ -43,6 +43,7 @@ impl Service {
             &[Profile::Workload, Profile::Node, Profile::Server].map(Profile::as_str),
             &Reason::ALL.map(Reason::as_str),
         );
+        authority.remember_lives()?;
         let serving = ArcSwap::from_pointee(Serving::new(&authority, OffsetDateTime::now_utc())?);
         metrics.issued(Profile::Server.as_str());
         let service = Self { authority, placement, metrics, limits: Mutex::default(), serving, changed: Notify::new() };

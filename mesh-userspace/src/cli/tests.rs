@@ -208,7 +208,7 @@ fn json_is_versioned() {
     assert_eq!(document["kind"], "WorkloadList");
     let expected = serde_json::json!({
         "namespace": "db", "name": "redis", "node": "n1", "addresses": ["10.1.1.2", "fd00::2"], "mode": "permissive",
-        "identity": "spiffe://example.org/ns/db/sa/redis", "state": "armed",
+        "identity": "spiffe://example.org/ns/db/sa/redis", "network": "own", "state": "armed",
     });
     assert_eq!((&document["items"][0], document["items"].as_array().unwrap().len()), (&expected, 3));
     let daemon = FakeDaemon::answering("/v1/status", json(vec![status()]));

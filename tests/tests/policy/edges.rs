@@ -89,7 +89,7 @@ fn an_edge_is_allowed_or_denied_by_a_rule_that_has_a_name() -> Result<()> {
     let denied = [("verdict", "deny"), ("policy", "default/block"), ("rule", "no-client")];
     wait_for_verdicts(cluster.daemon("n1"), &before, &denied, 4)?;
 
-    cluster.catalog.denied_error("ConnectionRefused");
+    cluster.catalog.denied_error("ECONNREFUSED");
     cluster.catalog.write()?;
     wait_until_refused(&cluster, "client", "ECONNREFUSED")
 }

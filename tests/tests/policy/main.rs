@@ -52,3 +52,13 @@ pub(crate) fn wait_for_cuts(daemon: &Daemon, reason: &str, count: u64) -> Result
         if cut == count { Ok(()) } else { bail!("it has cut {cut}") }
     })
 }
+
+/// Waits until each of so many connections was cut for a reason since the daemons' start: by the node that heard of
+/// the change first, or by both.
+pub(crate) fn wait_until_cut(cluster: &Cluster, reason: &str, count: u64) -> Result<()> {
+    wait::until_ok(&format!("{count} connections are cut ({reason})"), BOUND, || {
+        let cuts = cluster.daemons().map(|daemon| Ok(daemon.metrics()?.count(CUT, &[("reason", reason)])));
+        let cut: u64 = cuts.sum::<Result<u64>>()?;
+        if (count..=2 * count).contains(&cut) { Ok(()) } else { bail!("the nodes have cut {cut}") }
+    })
+}

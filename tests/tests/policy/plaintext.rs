@@ -93,7 +93,7 @@ fn plaintext_callers_are_counted_and_listed() -> Result<()> {
         let refused = rows.into_iter().find(|row| row.source == outsider && row.refused > 0);
         refused.context("no caller was refused")
     })?;
-    assert_eq!(refused.admitted, row.admitted, "{refused:?}");
+    assert!(refused.admitted >= row.admitted, "{refused:?} {row:?}");
     Ok(())
 }
 

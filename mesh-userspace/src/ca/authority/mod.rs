@@ -91,7 +91,6 @@ impl Authority {
             .map_err(|error| CaError::store(store.path(), error, "restore the directory from a backup"))?;
         let live = ArcSwap::from_pointee(live);
         let authority = Self { directory: directory.to_owned(), trust_domain, lives, store, live };
-        authority.remember_life(lives.longest())?;
         authority.tick(now)?;
         authority.export_roots()?;
         Ok(authority)
@@ -138,6 +137,11 @@ impl Authority {
     }
 
     /// Leaves of this life are signed from now on: the next change of the root waits for the longest of them.
+    /// Notes that leaves of these lives are signed from now on: whoever serves says so first.
+    pub(super) fn remember_lives(&self) -> Result<(), CaError> {
+        self.remember_life(self.lives.longest())
+    }
+
     fn remember_life(&self, longest: i64) -> Result<(), CaError> {
         if self.live().state.longest_leaf >= longest {
             return Ok(());

@@ -6,6 +6,7 @@ use mesh_tests::cluster::Cluster;
 use mesh_tests::program::{Place, Program, Running, binary};
 use mesh_tests::report::{Call, Capture};
 use mesh_tests::world::{Pod, World};
+use serde_json::json;
 use std::fmt::Write;
 use std::fs;
 use std::net::SocketAddr;
@@ -76,7 +77,7 @@ impl Scene {
             .pods(&["curl", "redis-cli", "load", "intruder", "outsider"])
             .node("n2")
             .pods(&["web", "cache", "echo", "bystander"]);
-        let cluster = Cluster::joined(topology, "12h", |catalog| {
+        let cluster = Cluster::joined(topology, &json!({"ttl": "12h"}), |catalog| {
             catalog.mesh("transport", transport);
             catalog.default_action("deny");
             catalog.document("policies", POLICIES);

@@ -72,7 +72,7 @@ fn cause(stream: &TcpStream, error: io::Error) -> io::Error {
 }
 
 /// Byte by byte: nothing of what follows may be taken.
-fn read_greeting(stream: &mut TcpStream) -> Result<Greeting> {
+pub(crate) fn read_greeting(stream: &mut TcpStream) -> Result<Greeting> {
     let mut line = Vec::new();
     let mut byte = [0];
     while line.last() != Some(&b'\n') {

@@ -92,6 +92,9 @@ fn exchange(socket: Socket, options: &ConnectOptions, call: &mut Call) -> Result
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(options.timeout()))?;
     call.getpeername = Some(canonical(stream.peer_addr().context("getpeername")?));
+    if options.greet {
+        call.greeting = Some(read_greeting(&mut stream).context("the greeting")?);
+    }
     let message = options.message.as_bytes();
     stream.write_all(message).context("write")?;
     call.bytes_sent = message.len() as u64;
