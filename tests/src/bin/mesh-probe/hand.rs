@@ -2,6 +2,7 @@
 //! group.
 
 use crate::ConnectOptions;
+use crate::exchange::read_greeting;
 use crate::server::canonical;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
