@@ -183,6 +183,13 @@ impl Config {
         Self::parse(&text).with_context(|| format!("in {}", path.display()))
     }
 
+    /// Ports on the node's own addresses that are the daemon's, and so no workload's.
+    #[must_use]
+    pub fn own_ports(&self) -> Vec<u16> {
+        let authority = self.ca.iter().flat_map(|ca| ca.listen.iter().map(SocketAddr::port));
+        [self.tunnel_port, self.admin.listen.port()].into_iter().chain(authority).collect()
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let raw: RawConfig = serde_saphyr::from_str(text)?;
         let node = NodeName::parse(&raw.node).context("node")?;

@@ -282,7 +282,7 @@ fn a_strict_declared_port_takes_no_plaintext_with_or_without_the_daemon() -> Res
     let stranger = scene.at("web", PORT)[0];
     wait::until("the port is strict", BOUND, || (!scene.call("outsider", stranger).ok()?.ok).then_some(()))?;
     let refuses = |scene: &Scene| -> Result<()> {
-        for to in all_addresses(&scene) {
+        for to in all_addresses(scene) {
             // A pod, another process of the same node, another node's process.
             for from in ["outsider", "other", "stray"] {
                 let call = scene.call(from, to)?;
@@ -340,13 +340,12 @@ fn the_nodes_listener_is_nobodys_to_dial() -> Result<()> {
 
 /// What the mesh may leave in a node's own namespace: a listener, and nothing else.
 fn listeners(scene: &Scene, node: &str) -> Result<usize> {
-    let inside = scene.cluster.world.node(node).namespace().enter(|| -> Result<usize> {
+    scene.cluster.world.node(node).namespace().enter(|| -> Result<usize> {
         let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].map(fs::read_to_string);
         let tables = tables.into_iter().collect::<std::io::Result<String>>()?;
         let is_ours = |line: &&str| line.contains(&format!(":{:04X} ", 15001)) && line.contains(" 0A ");
         Ok(tables.lines().filter(is_ours).count())
-    })?;
-    inside
+    })?
 }
 
 fn guards(scene: &Scene, node: &str) -> Result<bool> {

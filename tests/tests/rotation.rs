@@ -69,6 +69,7 @@ fn traffic_until(cluster: &Cluster, what: &str, mut is_so: impl FnMut() -> Resul
 }
 
 /// How long the traffic lasts, and how long certificates live.
+#[expect(clippy::disallowed_methods, reason = "a test has no command line; `cargo xtask soak` alone sets it")]
 fn length() -> (Duration, Value) {
     match std::env::var_os("NODEMESH_SOAK") {
         Some(_) => (Duration::from_mins(10), json!({"ttl": "20s", "nodeTtl": "60s"})),

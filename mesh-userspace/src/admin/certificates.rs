@@ -12,15 +12,20 @@ use serde::Deserialize;
 use std::fmt;
 use std::sync::Arc;
 
+/// Finds an identity's chain.
+type FindChain = dyn Fn(&str) -> Option<String> + Send + Sync;
+/// Renews one identity, or all.
+type Rotate = dyn Fn(Option<&str>) -> Result<usize, String> + Send + Sync;
+
 /// What is asked about certificates. Identities are named by their SPIFFE IDs.
 #[derive(Clone)]
 pub struct Certificates {
     pub list: Ask<Vec<CertificateRow>>,
     /// The chain of an identity as PEM, if there is one.
-    pub chain: Arc<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub chain: Arc<FindChain>,
     pub bundle: Ask<Vec<RootRow>>,
     /// Renews one identity, or all, now: how many, or why not.
-    pub rotate: Arc<dyn Fn(Option<&str>) -> Result<usize, String> + Send + Sync>,
+    pub rotate: Arc<Rotate>,
 }
 
 impl fmt::Debug for Certificates {

@@ -14,13 +14,16 @@ use serde::Deserialize;
 use std::fmt;
 use std::sync::Arc;
 
+/// Answers a question about a connection.
+type Explain = dyn Fn(&Question) -> Result<Vec<PathRow>, String> + Send + Sync;
+
 /// Where the answers come from.
 #[derive(Clone)]
 pub struct PolicySources {
     pub policies: Ask<Vec<PolicyRow>>,
     pub plaintext: Ask<Vec<PlaintextRow>>,
     /// The error says what is unclear about the question.
-    pub explain: Arc<dyn Fn(&Question) -> Result<Vec<PathRow>, String> + Send + Sync>,
+    pub explain: Arc<Explain>,
 }
 
 impl fmt::Debug for PolicySources {

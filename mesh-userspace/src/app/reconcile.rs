@@ -47,6 +47,8 @@ pub(super) struct Reconciler {
     pub(super) retry_at: Option<Instant>,
     /// Workloads that have ended since the last change was applied.
     pub(super) ended: Vec<WorkloadUid>,
+    /// Identities of this node's workloads, as certificates were last asked for.
+    pub(super) spoken_for: BTreeSet<SpiffeId>,
     /// Ends plaintext that a change forbids.
     pub(super) plaintext: PlaintextSweep,
     /// What the kernel's tables were written from.
@@ -140,8 +142,7 @@ impl Reconciler {
         let desired = self.engine.desired().clone();
         warn_of_another_trust_domain(current, &desired);
         // Certificates are under way before the workloads that need them are armed.
-        let wanted = identities_of(&desired);
-        self.identities.want(wanted.clone());
+        self.speak_for(identities_of(&desired));
         // The proxy must know a destination before the kernel sends connections for it.
         let before = self.context.snapshot.swap(desired.snapshot.clone());
         self.recheck(&before, &desired.snapshot).await?;
@@ -150,15 +151,21 @@ impl Reconciler {
         self.workloads.renumber(&mut self.datapath).context("cannot write the kernel's tables")?;
         self.workloads.want(desired.local.clone());
         self.applied = desired.snapshot.clone();
-        for gone in identities_of(current).difference(&wanted) {
-            self.context.tunnel.forget_source(gone);
-        }
         *current = desired;
         for uid in self.ended.drain(..) {
             self.context.tunnel.forget(&uid);
         }
         self.tend().await;
         Ok(())
+    }
+
+    /// Asks for certificates of these identities; what was proven with others ends, in both directions.
+    fn speak_for(&mut self, wanted: BTreeSet<SpiffeId>) {
+        self.identities.want(wanted.clone());
+        let spoken_for = std::mem::replace(&mut self.spoken_for, wanted);
+        for id in spoken_for.difference(&self.spoken_for) {
+            self.context.tunnel.forget_source(id);
+        }
     }
 
     /// Cuts live connections that the new picture forbids; whoever is decided about from now on reads it.

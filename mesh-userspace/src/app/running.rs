@@ -10,6 +10,7 @@ use crate::identity::Identities;
 use crate::proxy::{Context, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
 use anyhow::{Context as _, Result, anyhow, bail};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -92,10 +93,7 @@ impl App {
         let admin = tokio::spawn(self.admin.serve(wiring.sources(), stop_admin.clone()));
 
         let tuples = self.datapath.tuples();
-        let ports = OwnPorts {
-            outbound: self.config.datapath.outbound_port,
-            others: vec![self.config.tunnel_port, self.config.admin.listen.port()],
-        };
+        let ports = OwnPorts { outbound: self.config.datapath.outbound_port, others: self.config.own_ports() };
         let plaintext = PlaintextSweep::new(self.context.clone(), self.namespaces.clone());
         let reconciler = Reconciler {
             engine: Engine::new(self.config.node.clone()).with_own_ports(ports.outbound, &ports.others),
@@ -108,6 +106,7 @@ impl App {
             blocked: Some(ready.block("the catalog is not applied yet")),
             retry_at: None,
             ended: Vec::new(),
+            spoken_for: BTreeSet::new(),
             plaintext,
             applied: Arc::default(),
         };

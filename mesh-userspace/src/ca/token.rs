@@ -163,7 +163,7 @@ mod tests {
             format!("mj1.{}.{}.{}", parts[1], parts[2].to_uppercase(), parts[3]),
             format!("mj1.{}.{}.{}", parts[1], parts[2], &parts[3][1..]),
             // The same bytes in another spelling: the last letter's unused bits are set.
-            format!("mj1.{}.{}.{}", parts[1], parts[2], format!("{}x", &parts[3][..21])),
+            format!("mj1.{}.{}.{}x", parts[1], parts[2], &parts[3][..21]),
         ] {
             let error = bad.parse::<Token>().unwrap_err().to_string();
             assert!(!error.contains(parts[3]) && error.contains("node token create"), "{error}");

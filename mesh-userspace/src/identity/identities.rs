@@ -178,6 +178,12 @@ impl Identities {
         self.shared.changed.send_replace(());
     }
 
+    /// Has changed whenever identities have come or gone, or others are wanted.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changed.subscribe()
+    }
+
     /// Asks for new certificates now, of one identity or of all; the number of identities concerned.
     ///
     /// # Errors

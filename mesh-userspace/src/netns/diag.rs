@@ -208,7 +208,7 @@ fn parse(body: &[u8]) -> Option<Tcp> {
             IpAddr::from([octets[0], octets[1], octets[2], octets[3]])
         } else {
             // An IPv6 socket may speak IPv4.
-            IpAddr::from(Ipv6Addr::from(octets).to_canonical())
+            Ipv6Addr::from(octets).to_canonical()
         }
     };
     Some(Tcp {

@@ -72,10 +72,8 @@ impl Live {
     /// Why the connection may not go on in this picture of the mesh, if it may not. A destination that is gone ends its
     /// connections itself: it is disarmed, and its lanes are closed.
     fn judge(&self, snapshot: &Snapshot) -> Option<Cut> {
-        if self.side == Side::Destination {
-            if snapshot.workload_speaking(self.source, &self.caller.identity).is_none() {
-                return Some(Cut::SourceGone);
-            }
+        if self.side == Side::Destination && snapshot.workload_speaking(self.source, &self.caller.identity).is_none() {
+            return Some(Cut::SourceGone);
         }
         let current = snapshot.workload(&self.destination.name).filter(|known| known.uid == self.destination.uid)?;
         if current.identity != self.destination.identity {

@@ -77,12 +77,15 @@ pub struct RuleHits {
     pub hits: u64,
 }
 
+/// As labels show them.
+type PolicyAndRule = (Arc<str>, Arc<str>);
+
 #[derive(Debug)]
 struct Families {
     verdicts: Arc<BoundedCounters<VerdictKey>>,
     plaintext: Arc<BoundedCounters<PlaintextKey>>,
     cut: Mutex<BTreeMap<&'static str, u64>>,
-    hits: Mutex<BTreeMap<(Arc<str>, Arc<str>), u64>>,
+    hits: Mutex<BTreeMap<PolicyAndRule, u64>>,
     lines: LineLimit,
     suppressed: AtomicU64,
 }

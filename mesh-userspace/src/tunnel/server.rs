@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -49,8 +49,6 @@ pub(super) struct Shared {
     /// No new connections or streams.
     pub(super) draining: CancellationToken,
     pub(super) closing: CancellationToken,
-    /// Bumped when identities were removed: see [`Server::rechecks`].
-    pub(super) rechecks: watch::Sender<()>,
     /// One task per connection.
     pub(super) tasks: TaskTracker,
     lanes: Mutex<HashMap<LaneToken, Known>>,
@@ -103,7 +101,6 @@ impl Server {
             handshakes: Arc::new(Semaphore::new(config.max_pending_handshakes)),
             draining: closing.child_token(),
             closing: closing.clone(),
-            rechecks: watch::Sender::new(()),
             tasks: TaskTracker::new(),
             lanes: Mutex::default(),
             config,
@@ -123,13 +120,6 @@ impl Server {
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
-    }
-
-    /// To be told when an identity was removed from this node: connections to it are closed at once, with their
-    /// streams.
-    #[must_use]
-    pub fn rechecks(&self) -> watch::Sender<()> {
-        self.shared.rechecks.clone()
     }
 
     /// The next stream; `None` never comes while the server lives.
@@ -266,9 +256,9 @@ fn bind_udp(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
 
 /// Ready once this node has no certificate of `destination` any more.
 pub(super) async fn identity_removed(shared: &Shared, destination: &SpiffeId) {
-    let mut rechecks = shared.rechecks.subscribe();
+    let mut changes = shared.identities.changes();
     while shared.identities.has(destination) {
-        if rechecks.changed().await.is_err() {
+        if changes.changed().await.is_err() {
             return std::future::pending().await;
         }
     }

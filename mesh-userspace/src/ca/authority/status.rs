@@ -112,6 +112,7 @@ impl Authority {
     /// # Errors
     /// If the store cannot be read.
     pub fn tokens(&self, now: OffsetDateTime) -> Result<Vec<TokenStatus>, CaError> {
+        #[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone has one lifetime of views")]
         let tokens = self.store.read(|view| view.tokens())?;
         let shown = tokens.into_iter().map(|token| {
             let (state, used_by) = match token.state {
@@ -131,6 +132,7 @@ impl Authority {
     /// # Errors
     /// If the store cannot be read.
     pub fn nodes(&self) -> Result<Vec<NodeStatus>, CaError> {
+        #[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone has one lifetime of views")]
         let nodes = self.store.read(|view| view.nodes())?;
         let shown = nodes.into_iter().map(|node| NodeStatus {
             name: node.name,

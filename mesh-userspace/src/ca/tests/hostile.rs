@@ -25,7 +25,7 @@ fn body(path: &str) -> String {
 
 #[tokio::test]
 async fn without_a_certificate_there_is_nothing_but_joining() {
-    let world = World::start().await;
+    let world = World::start();
     for (method, path) in ENDPOINTS {
         let (status, answer) = world.ask(world.stranger(), method, path, &body(path)).await;
         assert_eq!((status, answer["reason"].as_str()), (401, Some("no_certificate")), "{path}");
@@ -35,7 +35,7 @@ async fn without_a_certificate_there_is_nothing_but_joining() {
 
 #[tokio::test]
 async fn a_workloads_certificate_is_no_nodes_certificate() {
-    let world = World::start().await;
+    let world = World::start();
     world.join("n1").await;
     for (method, path) in ENDPOINTS {
         let (status, answer) = world.ask(world.workload(CART), method, path, &body(path)).await;
@@ -45,7 +45,7 @@ async fn a_workloads_certificate_is_no_nodes_certificate() {
 
 #[tokio::test]
 async fn a_nodes_certificate_is_no_workloads_identity() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let chain = node_chain(directory.path());
     assert_eq!(peer_identity(&chain), Err(PeerRefusal::BadCertificate));
@@ -56,7 +56,7 @@ async fn a_nodes_certificate_is_no_workloads_identity() {
 
 #[tokio::test]
 async fn a_certificate_of_another_authority_does_not_even_connect() {
-    let (world, other) = (World::start().await, World::start().await);
+    let (world, other) = (World::start(), World::start());
     let client = world.client_of(&world.join("n1").await, vec![other.address.to_string()]);
     assert!(matches!(client.bundle().await, Err(crate::identity::SourceError::Unavailable(_))));
     let foreign = other.client_of(&other.join("n1").await, vec![world.address.to_string()]);
@@ -65,7 +65,7 @@ async fn a_certificate_of_another_authority_does_not_even_connect() {
 
 #[tokio::test]
 async fn a_nodes_name_that_nobody_has_joined_under_is_unknown() {
-    let world = World::start().await;
+    let world = World::start();
     // Signed by the authority's own keys, but not on record: a store restored from an older backup.
     let key = Key::generate().unwrap();
     let other = TempDir::new().unwrap();
@@ -82,7 +82,7 @@ async fn a_nodes_name_that_nobody_has_joined_under_is_unknown() {
 
 #[tokio::test]
 async fn nonsense_is_answered_and_bounded() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let big = format!("{{\"token\": \"{}\"}}", "x".repeat(3 << 20));
     for (method, path, body) in [

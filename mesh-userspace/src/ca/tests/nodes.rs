@@ -15,7 +15,7 @@ fn wanted(uri: &str) -> SigningRequest {
 
 #[tokio::test]
 async fn a_node_joins_and_gets_what_is_placed_on_it_and_nothing_else() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let mode = |file: &str| fs::metadata(directory.path().join(file)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("node/key.pem"), mode("node")), (0o600, 0o700));
@@ -37,7 +37,7 @@ async fn a_node_joins_and_gets_what_is_placed_on_it_and_nothing_else() {
 
 #[tokio::test]
 async fn a_node_gets_no_identity_of_another_trust_domain_and_no_foreign_request_signed() {
-    let world = World::start().await;
+    let world = World::start();
     let client = world.client(&world.join("n1").await);
     let foreign = "spiffe://example.com/ns/shop/sa/cart";
     world.placed.lock().unwrap().push(("n1".to_owned(), foreign.to_owned()));
@@ -49,7 +49,7 @@ async fn a_node_gets_no_identity_of_another_trust_domain_and_no_foreign_request_
 
 #[tokio::test]
 async fn a_revoked_node_gets_nothing_until_a_token_for_its_name_lets_it_in_again() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let client = world.client(&directory);
     client.bundle().await.unwrap();
@@ -66,7 +66,7 @@ async fn a_revoked_node_gets_nothing_until_a_token_for_its_name_lets_it_in_again
 
 #[tokio::test]
 async fn a_certificate_from_before_the_nodes_last_join_is_worth_nothing() {
-    let world = World::start().await;
+    let world = World::start();
     let old = world.client(&world.join("n1").await);
     // Times in certificates are whole seconds.
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -78,7 +78,7 @@ async fn a_certificate_from_before_the_nodes_last_join_is_worth_nothing() {
 
 #[tokio::test]
 async fn a_node_renews_its_own_certificate_with_a_new_key() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let read = |file: &str| fs::read(directory.path().join(file)).unwrap();
     let (certificate, key) = (read("node/cert.pem"), read("node/key.pem"));
@@ -91,7 +91,7 @@ async fn a_node_renews_its_own_certificate_with_a_new_key() {
 
 #[tokio::test]
 async fn an_interrupted_renewal_leaves_a_pair_that_fits() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let at = |file: &str| directory.path().join(file);
     // Cut off before the certificate came: a key waits, the old pair is in use.
@@ -109,7 +109,7 @@ async fn an_interrupted_renewal_leaves_a_pair_that_fits() {
 
 #[tokio::test]
 async fn the_nodes_certificate_keeps_itself_fresh() {
-    let world = World::with(Lives { workload: Duration::from_secs(4), node: Duration::from_secs(4) }).await;
+    let world = World::with(Lives { workload: Duration::from_secs(4), node: Duration::from_secs(4) });
     let directory = world.join("n1").await;
     let client = world.client(&directory);
     let first = client.not_after();
@@ -128,7 +128,7 @@ async fn the_nodes_certificate_keeps_itself_fresh() {
 
 #[tokio::test]
 async fn several_authorities_are_asked_until_one_answers() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let dead = nobody.local_addr().unwrap().to_string();
@@ -141,7 +141,7 @@ async fn several_authorities_are_asked_until_one_answers() {
 
 #[tokio::test]
 async fn a_name_that_is_taken_is_not_given_away_by_a_token_for_anybody() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let token = world.token(None);
     assert_eq!(world.is_refused(&token, "n1").await, "node_exists");
@@ -153,7 +153,7 @@ async fn a_name_that_is_taken_is_not_given_away_by_a_token_for_anybody() {
 
 #[tokio::test]
 async fn what_is_known_survives_a_restart() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let (open, used) = (world.token(None), world.token(None));
     world.join_into(&used, "n2", &TempDir::new().unwrap()).await.unwrap();
@@ -167,7 +167,7 @@ async fn what_is_known_survives_a_restart() {
 
 #[tokio::test]
 async fn nobody_listening_is_told_apart_from_a_refusal() {
-    let world = World::start().await;
+    let world = World::start();
     let token = world.token(None);
     let address = world.address;
     drop(world.restart().await);
@@ -179,14 +179,14 @@ async fn nobody_listening_is_told_apart_from_a_refusal() {
 
 #[tokio::test]
 async fn the_authoritys_own_node_joins_without_a_token_and_again_when_it_must() {
-    let world = World::start().await;
+    let world = World::start();
     let (directory, node) = (TempDir::new().unwrap(), name("n1"));
     assert!(!is_member(world.authority(), &node, directory.path()));
     enrol(world.authority(), &node, directory.path()).unwrap();
     assert!(is_member(world.authority(), &node, directory.path()));
     assert!(!is_member(world.authority(), &name("n2"), directory.path()), "another node's certificate");
     assert!(world.client(&directory).sign(vec![wanted(CART)]).await.unwrap().remove(0).is_ok());
-    let other = World::start().await;
+    let other = World::start();
     assert!(!is_member(other.authority(), &node, directory.path()), "another authority's certificate");
     world.authority().revoke_node(&node, now()).unwrap();
     assert!(!is_member(world.authority(), &node, directory.path()));

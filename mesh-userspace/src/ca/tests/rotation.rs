@@ -31,7 +31,7 @@ async fn cart(client: &dyn CertificateSource) -> SignedChain {
 
 #[tokio::test]
 async fn a_root_is_changed_without_a_moment_in_which_somebody_is_not_believed() {
-    let world = World::start().await;
+    let world = World::start();
     let (directory, slow) = (world.join("n1").await, world.join("n2").await);
     let (client, slow) = (world.client(&directory), world.client(&slow));
     let first = client.bundle().await.unwrap();
@@ -73,7 +73,7 @@ async fn a_root_is_changed_without_a_moment_in_which_somebody_is_not_believed() 
 
 #[tokio::test]
 async fn a_node_that_has_not_heard_of_the_new_root_still_reaches_the_authority() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let token = world.token(None);
     let silent = world.client(&directory);
@@ -90,7 +90,7 @@ async fn a_node_that_has_not_heard_of_the_new_root_still_reaches_the_authority()
 
 #[tokio::test]
 async fn a_forced_end_shuts_out_what_the_old_root_has_signed() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let client = world.client(&directory);
     world.service.rotate(Rotate::Root, true, now()).unwrap();
@@ -105,7 +105,7 @@ async fn a_forced_end_shuts_out_what_the_old_root_has_signed() {
 
 #[tokio::test]
 async fn a_node_that_learns_of_a_new_epoch_renews_its_own_certificate() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let client = world.client(&directory);
     client.bundle().await.unwrap();
@@ -127,7 +127,7 @@ async fn a_node_that_learns_of_a_new_epoch_renews_its_own_certificate() {
 
 #[tokio::test]
 async fn an_intermediate_is_changed_at_once_and_the_old_ones_leaves_stay_good() {
-    let world = World::start().await;
+    let world = World::start();
     let client = world.client(&world.join("n1").await);
     let (before, old) = (client.bundle().await.unwrap(), cart(&*client).await);
     world.service.rotate(Rotate::Intermediate, false, now()).unwrap();
@@ -139,7 +139,7 @@ async fn an_intermediate_is_changed_at_once_and_the_old_ones_leaves_stay_good() 
 
 #[tokio::test]
 async fn the_intermediate_takes_its_turn_by_itself() {
-    let world = World::start().await;
+    let world = World::start();
     let client = world.client(&world.join("n1").await);
     let (before, old) = (client.bundle().await.unwrap(), cart(&*client).await);
     let later = |days: u64| now() + Duration::from_hours(24 * days);
@@ -155,7 +155,7 @@ async fn the_intermediate_takes_its_turn_by_itself() {
 
 #[tokio::test]
 async fn a_rotation_goes_on_after_a_restart() {
-    let world = World::start().await;
+    let world = World::start();
     let directory = world.join("n1").await;
     let client = world.client(&directory);
     client.bundle().await.unwrap();
@@ -176,7 +176,7 @@ async fn a_rotation_goes_on_after_a_restart() {
 
 #[tokio::test]
 async fn a_revoked_node_holds_nothing_up() {
-    let world = World::start().await;
+    let world = World::start();
     let client = world.client(&world.join("n1").await);
     client.bundle().await.unwrap();
     world.authority().revoke_node(&super::world::name("n1"), now()).unwrap();

@@ -26,7 +26,7 @@ fn with_part(token: &Token, index: usize, part: &str) -> Token {
 
 #[tokio::test]
 async fn a_token_works_once() {
-    let world = World::start().await;
+    let world = World::start();
     let token = world.token(None);
     world.join_into(&token, "n1", &TempDir::new().unwrap()).await.unwrap();
     assert_eq!(world.is_refused(&token, "n2").await, "token_used");
@@ -36,7 +36,7 @@ async fn a_token_works_once() {
 
 #[tokio::test]
 async fn of_a_crowd_with_one_token_one_joins() {
-    let world = Arc::new(World::start().await);
+    let world = Arc::new(World::start());
     let token = world.token(None);
     let crowd = (0..8).map(|number| {
         let (world, token) = (world.clone(), token.clone());
@@ -53,7 +53,7 @@ async fn of_a_crowd_with_one_token_one_joins() {
 
 #[tokio::test]
 async fn expired_and_revoked_tokens_are_refused() {
-    let world = World::start().await;
+    let world = World::start();
     let before = now() - Duration::from_mins(2);
     let expired = world.authority().create_token(MINUTE, None, before).unwrap().token;
     assert_eq!(world.is_refused(&expired, "n1").await, "token_expired");
@@ -65,7 +65,7 @@ async fn expired_and_revoked_tokens_are_refused() {
 
 #[tokio::test]
 async fn forged_tokens_are_refused_and_do_not_tell_what_was_right() {
-    let world = World::start().await;
+    let world = World::start();
     let token = world.token(None);
     let bad_secret = with_part(&token, 3, "AAAAAAAAAAAAAAAAAAAAAA");
     let bad_id = with_part(&token, 2, "0123456789abcdef");
@@ -81,7 +81,7 @@ async fn forged_tokens_are_refused_and_do_not_tell_what_was_right() {
 
 #[tokio::test]
 async fn a_mangled_token_or_name_is_refused_by_the_server_too() {
-    let world = World::start().await;
+    let world = World::start();
     let token = world.token(None);
     for (text, node, reason) in [
         ("nonsense", "n1", "token_malformed"),
@@ -97,7 +97,7 @@ async fn a_mangled_token_or_name_is_refused_by_the_server_too() {
 
 #[tokio::test]
 async fn a_token_for_one_node_joins_no_other() {
-    let world = World::start().await;
+    let world = World::start();
     let token = world.token(Some("n1"));
     assert_eq!(world.is_refused(&token, "n2").await, "token_other_node");
     world.join_into(&token, "n1", &TempDir::new().unwrap()).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_token_for_one_node_joins_no_other() {
 
 #[tokio::test]
 async fn a_request_that_is_refused_leaves_the_token_and_the_node_as_they_were() {
-    let world = World::start().await;
+    let world = World::start();
     let token = world.token(None);
     let other = super::world::request("spiffe://example.org/node/n2");
     let refused = world.authority().join(&token, &name("n1"), &other, now());
@@ -147,7 +147,7 @@ fn server(chain: Vec<rustls_pki_types::CertificateDer<'static>>, key_pem: &str) 
 
 #[tokio::test]
 async fn the_secret_is_never_said_to_another_authority() {
-    let (world, other) = (World::start().await, World::start().await);
+    let (world, other) = (World::start(), World::start());
     let token = world.token(None);
     let directory = TempDir::new().unwrap();
     let told = crate::ca::join(&other.address.to_string(), &token, &name("n1"), directory.path(), MINUTE).await;
@@ -161,14 +161,14 @@ async fn the_secret_is_never_said_to_another_authority() {
 
 #[tokio::test]
 async fn the_secret_is_never_said_to_somebody_who_shows_the_right_root() {
-    let world = World::start().await;
+    let world = World::start();
     let token = world.token(None);
     let root = world.authority().bundle().roots[0].clone();
     let cart = crate::model::SpiffeId::parse(super::world::CART).unwrap();
     let valid = crate::ca::Validity::starting_now(MINUTE).unwrap();
     // A workload of the same mesh, with its real certificate and the real root behind it.
     let own = world.authority().sign(&cart, valid).unwrap();
-    let with_root = |chain: &[rustls_pki_types::CertificateDer<'static>]| [chain, &[root.clone()]].concat();
+    let with_root = |chain: &[rustls_pki_types::CertificateDer<'static>]| [chain, std::slice::from_ref(&root)].concat();
     // A stranger with a root of his own, and the real root in the chain for show.
     let directory = TempDir::new().unwrap();
     init(directory.path(), &TrustDomain::parse("example.org").unwrap()).unwrap();
@@ -183,7 +183,7 @@ async fn the_secret_is_never_said_to_somebody_who_shows_the_right_root() {
 
 #[tokio::test]
 async fn tokens_are_kept_as_hashes_listed_and_forgotten() {
-    let world = World::start().await;
+    let world = World::start();
     let authority = world.authority();
     let long_ago = now() - Duration::from_hours(48);
     let old = authority.create_token(MINUTE, None, long_ago).unwrap().token;

@@ -52,17 +52,17 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) async fn start() -> Self {
-        Self::with(Lives { workload: Duration::from_hours(1), node: Duration::from_hours(2) }).await
+    pub(super) fn start() -> Self {
+        Self::with(Lives { workload: Duration::from_hours(1), node: Duration::from_hours(2) })
     }
 
-    pub(super) async fn with(lives: Lives) -> Self {
+    pub(super) fn with(lives: Lives) -> Self {
         let directory = TempDir::new().unwrap();
         init(directory.path(), &TrustDomain::parse("example.org").unwrap()).unwrap();
-        Self::serve(directory, lives).await
+        Self::serve(directory, lives)
     }
 
-    async fn serve(directory: TempDir, lives: Lives) -> Self {
+    fn serve(directory: TempDir, lives: Lives) -> Self {
         let authority = Authority::open_with(directory.path(), lives, now()).unwrap();
         let placed = Arc::new(Mutex::new(vec![("n1".to_owned(), CART.to_owned())]));
         let catalog = placed.clone();
@@ -93,7 +93,7 @@ impl World {
             }
         };
         tokio::time::timeout(Duration::from_secs(30), closed).await.unwrap();
-        Self::serve(directory, lives).await
+        Self::serve(directory, lives)
     }
 
     pub(super) fn authority(&self) -> &Authority {

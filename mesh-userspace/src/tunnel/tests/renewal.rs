@@ -274,7 +274,6 @@ async fn an_identity_that_is_taken_away_takes_its_connections_along() {
         std::fs::remove_dir_all(server.directory.path().join("ns/shop/sa/shop")).unwrap();
         sign(&authority, "spiffe://example.org/ns/shop/sa/other", 3600, &server.directory);
         server.identities.reload().unwrap();
-        world.rechecks.send_replace(());
         assert_eq!(within(recv.recv()).await, Err(StreamError::LaneClosed));
         let refused = within(world.tunnel.open(choice, &world.peer, header("echo"))).await;
         assert!(matches!(refused, Err(OpenError::Handshake(_))), "{refused:?}");

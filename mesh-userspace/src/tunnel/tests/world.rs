@@ -53,8 +53,6 @@ pub(super) struct World {
     pub(super) tunnel: Arc<Tunnel>,
     pub(super) peer: Peer,
     pub(super) choice: TransportChoice,
-    /// See [`Server::rechecks`].
-    pub(super) rechecks: tokio::sync::watch::Sender<()>,
     /// Lets sleeping applications go on.
     pub(super) wake: Arc<Notify>,
     registry: Registry,
@@ -91,11 +89,10 @@ impl World {
         let metrics = Arc::new(TunnelMetrics::register(&mut registry));
         let server = Server::bind(config.clone(), server, Arc::clone(&metrics)).unwrap();
         let address = server.addresses()[0];
-        let rechecks = server.rechecks();
         let wake = Arc::new(Notify::new());
         let server = tokio::spawn(applications(server, Arc::clone(&wake)));
         let tunnel = Arc::new(Tunnel::new(config, client, metrics));
-        Self { tunnel, peer: peer(address), choice, rechecks, wake, registry, server }
+        Self { tunnel, peer: peer(address), choice, wake, registry, server }
     }
 
     pub(super) async fn open(&self, service: &str) -> Result<Stream, OpenError> {
