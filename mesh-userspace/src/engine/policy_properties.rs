@@ -6,8 +6,9 @@ use super::replay::Kernel;
 use super::tests::{labels, name};
 use super::*;
 use crate::model::{AuthorizationPolicy, DefaultAction, PolicyAction, PolicyTarget, Rule, Source, SpiffePattern};
-use mesh_common::policy::{Decision, Reason, Verdict};
-use mesh_common::service::{CidrAction, CidrKey};
+use mesh_common::policy::source::EVERYONE;
+use mesh_common::policy::{Decision, Verdict, VerdictKey};
+use mesh_common::service::{AppPort, CidrAction, CidrKey, Frontend};
 use proptest::prelude::*;
 
 fn any_source() -> impl Strategy<Value = Source> {
@@ -175,9 +176,13 @@ proptest! {
                 if kept[index % kept.len()] && denied(&first[index]) && denied(&last[index]) {
                     prop_assert!(denied(now), "{op:?}: {:?} became {now:?}", first[index]);
                 }
-                // And nothing refers to a group that is not there.
-                let by_default = |decision: &Option<Decision>| decision.is_some_and(|d| d.reason == Reason::DefaultDeny);
-                prop_assert!(!by_default(now) || by_default(&first[index]) || by_default(&last[index]), "{op:?}");
+            }
+            // And nothing refers to a group that is not there.
+            let guards = kernel.app_ports.values().map(AppPort::group);
+            let ranges = kernel.cidrs.values().map(CidrAction::group);
+            let frontends = kernel.frontends.values().map(Frontend::group);
+            for group in guards.chain(ranges).chain(frontends).filter(|group| *group != 0) {
+                prop_assert!(kernel.verdicts.contains_key(&VerdictKey::new(group, EVERYONE, 0)), "{op:?}: {group}");
             }
         }
     }

@@ -132,16 +132,16 @@ impl Authority {
 
     /// Reads the issuers anew, after a change of them.
     fn refresh(&self) -> Result<(), CaError> {
-        self.live.store(Arc::new(self.store.read(Live::read)?));
+        self.reread()?;
         self.export_roots()
     }
 
-    /// Leaves of this life are signed from now on: the next change of the root waits for the longest of them.
     /// Notes that leaves of these lives are signed from now on: whoever serves says so first.
     pub(super) fn remember_lives(&self) -> Result<(), CaError> {
         self.remember_life(self.lives.longest())
     }
 
+    /// A leaf of this life is signed: the next change of the root waits for the longest of them.
     fn remember_life(&self, longest: i64) -> Result<(), CaError> {
         if self.live().state.longest_leaf >= longest {
             return Ok(());
@@ -151,7 +151,13 @@ impl Authority {
             state.longest_leaf = state.longest_leaf.max(longest);
             change.put_state(&state)
         })?;
-        self.refresh()
+        self.reread()
+    }
+
+    /// Reads the store anew, where the roots are as they were.
+    fn reread(&self) -> Result<(), CaError> {
+        self.live.store(Arc::new(self.store.read(Live::read)?));
+        Ok(())
     }
 
     fn export_roots(&self) -> Result<(), CaError> {
