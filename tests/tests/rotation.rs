@@ -51,9 +51,17 @@ fn roots(cluster: &Cluster, node: &str) -> Result<BTreeSet<String>> {
 /// A round of short connections; all must succeed.
 fn short_connections(cluster: &Cluster, vip: &str) -> Result<()> {
     let count = ROUND.to_string();
-    let call: Call = cluster.run_probe("client", ["many", vip, "--count", &count, "--concurrency", "4"])?;
-    ensure!(call.connections == ROUND, "{call:?}");
+    let call: Call = cluster.attempt("client", &["many", vip, "--count", &count, "--concurrency", "4"])?;
+    ensure!(call.ok && call.connections == ROUND, "{call:?}\n{}", complaints(cluster));
     Ok(())
+}
+
+/// What the daemons have logged that is not good news.
+fn complaints(cluster: &Cluster) -> String {
+    let logs: Vec<String> = cluster.daemons().map(|daemon| format!("{}:\n{}", daemon.node(), daemon.log())).collect();
+    let is_complaint = |line: &&str| !line.contains("\"level\":\"INFO\"");
+    let lines: Vec<&str> = logs.iter().flat_map(|log| log.lines().filter(is_complaint)).collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
 /// Rounds of short connections until something is so.

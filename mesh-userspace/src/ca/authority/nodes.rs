@@ -112,7 +112,9 @@ impl Authority {
         let now = now.unix_timestamp();
         // What it cannot have got, it does not use.
         let bundle = bundle.min(self.live().state.version);
-        let fresh = |record: &NodeRecord| record.bundle == bundle && now - record.seen < SEEN_EVERY;
+        // A rotation waits for nodes that were seen within a node certificate's life: short lives need fresh notes.
+        let every = SEEN_EVERY.min(seconds(self.lives.node) / 4);
+        let fresh = |record: &NodeRecord| record.bundle == bundle && now - record.seen < every;
         if self.store.read(|view| view.node(node.as_str()))?.as_ref().is_some_and(fresh) {
             return Ok(false);
         }
