@@ -240,6 +240,9 @@ impl Issuer {
             self.schedule.issued(&attempt, certificate.not_after, epoch, now(), rand::random());
             self.metrics.rotated("success");
         }
+        // The first look at the bundle came before anybody knew how long certificates live.
+        let soon = Instant::now() + self.schedule.bundle_interval();
+        self.bundle.next = self.bundle.next.map(|next| next.min(soon));
     }
 
     fn fail(&mut self, attempt: &Attempt, error: &SourceError) {
