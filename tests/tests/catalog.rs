@@ -283,7 +283,11 @@ fn a_policy_that_breaks_stays_in_force_and_one_that_never_was_good_closes() -> R
     cluster.catalog.policy("server").for_app("server").rule("from-client", &from_client, &[8080]);
     cluster.catalog.write()?;
     wait_for_calls(&cluster, true, false)?;
-    let generations = [generation(&cluster, "n1")?, generation(&cluster, "n2")?];
+    // The source's node refuses by itself: the other one may not have read the policy yet.
+    let generations = wait::until("both nodes have read the policy", wait::BOUND, || {
+        let [n1, n2] = ["n1", "n2"].map(|node| generation(&cluster, node).ok());
+        (n1.is_some() && n1 == n2).then_some([n1?, n2?])
+    })?;
 
     // Misspelt: told, and as before.
     let sound = fs::read_to_string(cluster.catalog.folder().join("policies.yaml"))?;

@@ -19,7 +19,7 @@ use mesh_tests::world::World;
 
 pub(crate) const PORT: u16 = 8080;
 const VERDICTS: &str = "nodemesh_policy_verdicts_total";
-const CUT: &str = "nodemesh_policy_connections_cut_total";
+pub(crate) const CUT: &str = "nodemesh_policy_connections_cut_total";
 
 /// Meshed and STRICT: `client` and `other` on n1, `server` on n2 behind a service. Not in the catalog: `outsider` on
 /// n1.
