@@ -96,7 +96,18 @@ impl Outbound {
             },
             denied => denied,
         };
-        outcome.inspect_err(|failure| session.fail(failure))
+        outcome.map_err(|failure| self.explained(failure)).inspect_err(|failure| session.fail(failure))
+    }
+
+    /// A workload that leaves the catalog takes its lanes with it, and they may end before its connections are told:
+    /// the cause is the same, so the reason is, too.
+    fn explained(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Remote(_) | Failure::Open(_) if self.local.known(&self.context.snapshot.load()).is_none() => {
+                Failure::WorkloadRemoved
+            }
+            failure => failure,
+        }
     }
 
     /// The destination decides, too; what it would refuse need not travel there.
