@@ -20,6 +20,7 @@ pub fn pick(endpoints: &[Endpoint], random: u64) -> Option<&Endpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Locality;
     use crate::model::{DefaultAction, Mode, NodeName, ObjectName, SpiffeId, Workload, WorkloadUid};
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -39,12 +40,14 @@ mod tests {
             port_modes: [].into(),
             ports: [].into(),
             weight: 100,
+            is_terminating: false,
             default_action: DefaultAction::Allow,
         });
         let endpoint = |(index, weight): (usize, &u32)| Endpoint {
             workload: Arc::clone(&workload),
             address: ([10, 0, 1, 2], u16::try_from(index).unwrap()).into(),
             weight: *weight,
+            locality: Locality::Elsewhere,
         };
         weights.iter().enumerate().map(endpoint).collect()
     }

@@ -101,7 +101,7 @@ impl Claims {
 
     pub(super) fn add(&mut self, object: &Object, key: &Key) {
         match object {
-            Object::Mesh(_) | Object::Policy(_) => {}
+            Object::Mesh(_) | Object::Policy(_) | Object::Traffic(_) => {}
             Object::Node(node) => self.nodes.extend(node.addresses.iter().map(|address| (*address, key.clone()))),
             Object::Service(service) => {
                 self.vips.extend(service.vips.iter().map(|vip| (*vip, key.clone())));

@@ -77,6 +77,7 @@ pub(super) struct Entry {
     pub(super) port_modes: BTreeMap<u16, Mode>,
     pub(super) ports: BTreeMap<String, u16>,
     pub(super) weight: u32,
+    pub(super) is_terminating: bool,
 }
 
 /// Where a host-network workload says what others must not have.

@@ -19,9 +19,12 @@ impl Key {
     /// Of an object that has one, its namespace.
     pub(super) fn namespace(&self) -> Option<&str> {
         match self {
-            Self::Object(ObjectKey::Service(name) | ObjectKey::Workload(name) | ObjectKey::Policy(name)) => {
-                Some(name.namespace())
-            }
+            Self::Object(
+                ObjectKey::Service(name)
+                | ObjectKey::Workload(name)
+                | ObjectKey::Policy(name)
+                | ObjectKey::Traffic(name),
+            ) => Some(name.namespace()),
             Self::Object(ObjectKey::Mesh | ObjectKey::Node(_)) | Self::Namespace(_) => None,
         }
     }
@@ -42,6 +45,7 @@ impl fmt::Display for Key {
             Self::Object(ObjectKey::Service(name)) => write!(f, "Service {name}"),
             Self::Object(ObjectKey::Workload(name)) => write!(f, "WorkloadEntry {name}"),
             Self::Object(ObjectKey::Policy(name)) => write!(f, "AuthorizationPolicy {name}"),
+            Self::Object(ObjectKey::Traffic(name)) => write!(f, "TrafficPolicy {name}"),
             Self::Namespace(name) => write!(f, "Namespace {name}"),
         }
     }

@@ -182,6 +182,7 @@ impl<'d> Around<'d> {
             port_modes: entry.port_modes.clone(),
             ports: entry.ports.clone(),
             weight: entry.weight,
+            is_terminating: entry.is_terminating,
             default_action: entry.defaults.action.or(namespace.action).unwrap_or(mesh.default_action),
         })
     }
@@ -195,6 +196,7 @@ fn get(catalog: &Catalog, key: &Key) -> Option<Object> {
         ObjectKey::Service(name) => catalog.services.get(name).cloned().map(Object::Service),
         ObjectKey::Workload(name) => catalog.workloads.get(name).cloned().map(Object::Workload),
         ObjectKey::Policy(name) => catalog.policies.get(name).cloned().map(Object::Policy),
+        ObjectKey::Traffic(name) => catalog.traffic.get(name).cloned().map(Object::Traffic),
     }
 }
 
@@ -205,6 +207,7 @@ fn insert(catalog: &mut Catalog, object: Object) {
         Object::Service(service) => drop(catalog.services.insert(service.name.clone(), service)),
         Object::Workload(workload) => drop(catalog.workloads.insert(workload.name.clone(), workload)),
         Object::Policy(policy) => drop(catalog.policies.insert(policy.name.clone(), policy)),
+        Object::Traffic(policy) => drop(catalog.traffic.insert(policy.name.clone(), policy)),
     }
 }
 
@@ -221,6 +224,7 @@ pub(super) fn deltas(old: &Catalog, new: &Catalog) -> Vec<Update> {
     changes(&old.nodes, &new.nodes, Object::Node, ObjectKey::Node, &mut updates, &mut removals);
     // Policies before the workloads that they protect.
     changes(&old.policies, &new.policies, Object::Policy, ObjectKey::Policy, &mut updates, &mut removals);
+    changes(&old.traffic, &new.traffic, Object::Traffic, ObjectKey::Traffic, &mut updates, &mut removals);
     changes(&old.workloads, &new.workloads, Object::Workload, ObjectKey::Workload, &mut updates, &mut removals);
     changes(&old.services, &new.services, Object::Service, ObjectKey::Service, &mut updates, &mut removals);
     updates.append(&mut removals);

@@ -1,7 +1,10 @@
 //! Single entries of the tables, each from what it depends on.
 
-use super::{Endpoint, Engine, FrontendView, PolicyGroup, SharedMap, index};
-use crate::model::{DeniedError, Mesh, ObjectName, Protocol, Service, ServicePort, TargetPort, Workload, WorkloadUid};
+use super::{Endpoint, Engine, FrontendView, Locality, PolicyGroup, SharedMap, index};
+use crate::model::{
+    DeniedError, Mesh, Node, ObjectName, Protocol, SameNode, Service, ServicePort, TargetPort, Traffic, Workload,
+    WorkloadUid,
+};
 use ipnet::IpNet;
 use mesh_common::Ip;
 use mesh_common::capture;
@@ -18,6 +21,10 @@ impl Engine {
         let snapshot = Arc::make_mut(&mut self.tables.snapshot);
         let old = std::mem::replace(&mut snapshot.mesh, new.cloned());
         self.tables.denied_errno = new.map_or(0, |mesh| errno(mesh.denied_error));
+        if same_node(old.as_ref()) != same_node(new) {
+            let services: Vec<_> = snapshot.services.iter().map(|(name, _)| name.clone()).collect();
+            self.dirty.extend(services);
+        }
         let (old, new) = (exclusions(old.as_ref()), exclusions(new));
         if old == new {
             return;
@@ -41,6 +48,9 @@ impl Engine {
     pub(super) fn compile_service(&mut self, name: &ObjectName) {
         let Some(service) = self.tables.snapshot.service(name).cloned() else { return };
         let Some(number) = self.numbers.get(name) else { return };
+        let traffic =
+            Traffic::of(self.tables.snapshot.mesh.as_deref(), &service, self.traffic.winner(name).map(Arc::as_ref));
+        let traffic = Arc::new(traffic);
         for port in tcp_ports(&service) {
             let mut by_family = BTreeMap::new();
             for vip in service.vips.iter().map(IpAddr::to_canonical) {
@@ -50,6 +60,7 @@ impl Engine {
                     index: number,
                     port: port.clone(),
                     endpoints: Arc::clone(endpoints),
+                    traffic: Arc::clone(&traffic),
                 };
                 let address = SocketAddr::new(vip, port.port);
                 self.frontends.insert(address, name.clone(), Arc::new(view));
@@ -77,12 +88,25 @@ impl Engine {
         // Only meshed workloads claim addresses, and one that lost the claim is not reached under it.
         let owner = self.addresses.winner(&address).or_else(|| self.host_at(SocketAddr::new(address, port)));
         let owns_address = owner.is_some_and(|owner| owner.name == workload.name);
-        let usable = owns_address && workload.weight > 0 && self.tables.snapshot.nodes.contains_key(&workload.node);
+        let node = self.tables.snapshot.node(&workload.node)?;
+        let usable = owns_address && workload.weight > 0 && !workload.is_terminating;
         usable.then(|| Endpoint {
             workload: Arc::clone(workload),
             address: SocketAddr::new(address, port),
             weight: workload.weight,
+            locality: self.locality(node),
         })
+    }
+
+    fn locality(&self, node: &Node) -> Locality {
+        let own_zone = || self.tables.snapshot.node(&self.node).and_then(|own| own.zone.as_ref());
+        if node.name == self.node {
+            Locality::SameNode
+        } else if node.zone.is_some() && node.zone.as_ref() == own_zone() {
+            Locality::SameZone
+        } else {
+            Locality::Elsewhere
+        }
     }
 
     pub(super) fn refresh_frontend(&mut self, address: SocketAddr) {
@@ -216,6 +240,10 @@ fn errno(error: DeniedError) -> u32 {
         DeniedError::ConnectionRefused => capture::ECONNREFUSED,
     };
     errno.unsigned_abs()
+}
+
+fn same_node(mesh: Option<&Arc<Mesh>>) -> SameNode {
+    mesh.map(|mesh| mesh.same_node).unwrap_or_default()
 }
 
 fn exclusions(mesh: Option<&Arc<Mesh>>) -> Vec<IpNet> {

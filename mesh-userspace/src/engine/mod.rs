@@ -30,11 +30,13 @@ mod tests;
 pub(crate) use index::{SelectorIndex, selects};
 pub use policy::{GroupRule, PolicyGroup, RuleName};
 pub use shared_map::SharedMap;
-pub use snapshot::{Endpoint, FrontendView, Snapshot};
+pub use snapshot::{Endpoint, FrontendView, Locality, Snapshot};
 pub(crate) use tables::is_group_header;
 pub use tables::{MapOp, Tables, diff};
 
-use crate::model::{Catalog, Node, NodeName, Object, ObjectKey, ObjectName, Service, Update, Workload, WorkloadUid};
+use crate::model::{
+    Catalog, Node, NodeName, Object, ObjectKey, ObjectName, Service, TrafficPolicy, Update, Workload, WorkloadUid,
+};
 use grouping::Grouping;
 use host::Hosts;
 use index::Claims;
@@ -49,9 +51,10 @@ use std::time::Instant;
 /// Rules of what becomes what:
 /// - A service's TCP ports become frontends at each of its virtual addresses; UDP ports are not captured.
 /// - A workload is an endpoint of a service of its namespace if its labels hold the whole selector, it is meshed
-///   (`Disabled` ones are not: the mesh could not authenticate them), its weight is not 0, it has the target port and
+///   (`Disabled` ones are not: the mesh could not authenticate them), its weight is not 0, it is not terminating, it has the target port and
 ///   an address of the virtual address's family, and its node is known.
-/// - Where two services claim one address and port, or two workloads one address, the first by name has it.
+/// - Where two services claim one address and port, two workloads one address, or two traffic policies one service, the
+///   first by name has it.
 /// - A workload's policy group is made of its namespace's policies that name it as a target, or everyone. Through a
 ///   service they hold only on the TCP ports that it targets; that an ALLOW policy is there denies the rest everywhere.
 /// - Addresses in `MeshConfig`'s excluded ranges are never captured, whoever owns them.
@@ -67,6 +70,8 @@ pub struct Engine {
     addresses: Claims<IpAddr, Arc<Workload>>,
     local: Claims<WorkloadUid, Arc<Workload>>,
     hosts: Hosts,
+    /// By service.
+    traffic: Claims<ObjectName, Arc<TrafficPolicy>>,
     /// Services to compile before the update at hand ends.
     dirty: BTreeSet<ObjectName>,
     generation: u64,
@@ -88,6 +93,7 @@ impl Engine {
             addresses: Claims::default(),
             local: Claims::default(),
             hosts: Hosts::default(),
+            traffic: Claims::default(),
             dirty: BTreeSet::new(),
             generation: 0,
             updated_at: None,
@@ -121,11 +127,13 @@ impl Engine {
             Update::Upsert(Object::Service(service)) => self.change_service(&service.name.clone(), Some(service)),
             Update::Upsert(Object::Workload(workload)) => self.change_workload(&workload.name.clone(), Some(workload)),
             Update::Upsert(Object::Policy(policy)) => self.change_policy(&policy.name.clone(), Some(policy)),
+            Update::Upsert(Object::Traffic(policy)) => self.change_traffic(&policy.name.clone(), Some(policy)),
             Update::Remove(ObjectKey::Mesh) => self.change_mesh(None),
             Update::Remove(ObjectKey::Node(name)) => self.change_node(&name, None),
             Update::Remove(ObjectKey::Service(name)) => self.change_service(&name, None),
             Update::Remove(ObjectKey::Workload(name)) => self.change_workload(&name, None),
             Update::Remove(ObjectKey::Policy(name)) => self.change_policy(&name, None),
+            Update::Remove(ObjectKey::Traffic(name)) => self.change_traffic(&name, None),
         }
         self.regroup();
         for name in std::mem::take(&mut self.dirty) {
@@ -150,6 +158,9 @@ impl Engine {
         for name in old.policies.iter().map(|(name, _)| name).filter(|name| !catalog.policies.contains_key(*name)) {
             self.change_policy(name, None);
         }
+        for name in old.traffic.iter().map(|(name, _)| name).filter(|name| !catalog.traffic.contains_key(*name)) {
+            self.change_traffic(name, None);
+        }
         for (name, node) in catalog.nodes {
             self.change_node(&name, Some(node));
         }
@@ -162,21 +173,49 @@ impl Engine {
         for (name, policy) in catalog.policies {
             self.change_policy(&name, Some(policy));
         }
+        for (name, policy) in catalog.traffic {
+            self.change_traffic(&name, Some(policy));
+        }
     }
 
     fn change_node(&mut self, name: &NodeName, new: Option<Arc<Node>>) {
         let nodes = &mut Arc::make_mut(&mut self.tables.snapshot).nodes;
-        let was_known = nodes.contains_key(name);
-        let is_known = new.is_some();
-        match new {
+        let places = |node: Option<&Arc<Node>>| node.map(|node| node.zone.clone());
+        let is_at = places(new.as_ref());
+        let old = match new {
             Some(node) => nodes.insert(name.clone(), node),
             None => nodes.remove(name),
         };
-        if was_known != is_known {
-            let there = self.workloads_on.get(name).into_iter().flatten();
-            let workloads: Vec<_> = there.filter_map(|name| self.tables.snapshot.workload(name)).cloned().collect();
-            for workload in workloads {
-                self.mark_services_of(&workload);
+        if places(old.as_ref()) == is_at {
+            return;
+        }
+        if *name == self.node {
+            // How far everything is depends on where this node is.
+            let services: Vec<_> = self.tables.snapshot.services.iter().map(|(name, _)| name.clone()).collect();
+            self.dirty.extend(services);
+            return;
+        }
+        let there = self.workloads_on.get(name).into_iter().flatten();
+        let workloads: Vec<_> = there.filter_map(|name| self.tables.snapshot.workload(name)).cloned().collect();
+        for workload in workloads {
+            self.mark_services_of(&workload);
+        }
+    }
+
+    fn change_traffic(&mut self, name: &ObjectName, new: Option<Arc<TrafficPolicy>>) {
+        let policies = &mut Arc::make_mut(&mut self.tables.snapshot).traffic;
+        let old = match &new {
+            Some(policy) => policies.insert(name.clone(), Arc::clone(policy)),
+            None => policies.remove(name),
+        };
+        for service in old.iter().flat_map(|old| &old.services) {
+            self.traffic.remove(service, name);
+            self.dirty.insert(service.clone());
+        }
+        if let Some(policy) = new {
+            for service in &policy.services {
+                self.traffic.insert(service.clone(), name.clone(), Arc::clone(&policy));
+                self.dirty.insert(service.clone());
             }
         }
     }

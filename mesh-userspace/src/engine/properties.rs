@@ -232,6 +232,8 @@ pub(super) fn apply(catalog: &mut Catalog, update: Update) {
         }
         Update::Upsert(Object::Policy(policy)) => drop(catalog.policies.insert(policy.name.clone(), policy)),
         Update::Remove(ObjectKey::Policy(name)) => drop(catalog.policies.remove(&name)),
+        Update::Upsert(Object::Traffic(policy)) => drop(catalog.traffic.insert(policy.name.clone(), policy)),
+        Update::Remove(ObjectKey::Traffic(name)) => drop(catalog.traffic.remove(&name)),
         Update::Remove(ObjectKey::Mesh) => catalog.mesh = None,
         Update::Remove(ObjectKey::Node(name)) => drop(catalog.nodes.remove(&name)),
         Update::Remove(ObjectKey::Service(name)) => drop(catalog.services.remove(&name)),

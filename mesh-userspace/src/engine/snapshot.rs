@@ -2,7 +2,10 @@
 
 use super::host::HostViews;
 use super::{PolicyGroup, SharedMap};
-use crate::model::{AuthorizationPolicy, Mesh, Node, NodeName, ObjectName, Service, ServicePort, SpiffeId, Workload};
+use crate::model::{
+    AuthorizationPolicy, Mesh, Node, NodeName, ObjectName, Service, ServicePort, SpiffeId, Traffic, TrafficPolicy,
+    Workload,
+};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -14,6 +17,24 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Share of new connections relative to the other endpoints; never 0.
     pub weight: u32,
+    pub locality: Locality,
+}
+
+impl Endpoint {
+    /// A workload that is called by its own address: there is nothing to pick.
+    #[must_use]
+    pub fn direct(workload: &Arc<Workload>, address: SocketAddr) -> Self {
+        Self { workload: Arc::clone(workload), address, weight: workload.weight, locality: Locality::Elsewhere }
+    }
+}
+
+/// How far an endpoint is from this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Locality {
+    SameNode,
+    /// Another node whose zone is this node's.
+    SameZone,
+    Elsewhere,
 }
 
 /// A service's virtual address and port, and what stands behind it.
@@ -25,6 +46,8 @@ pub struct FrontendView {
     pub port: ServicePort,
     /// Usable endpoints in the order of their names; may be empty.
     pub endpoints: Arc<[Endpoint]>,
+    /// How connections are spread over them, and what is done when they fail.
+    pub traffic: Arc<Traffic>,
 }
 
 /// A picture of the mesh as the engine last compiled it. Cloning is cheap and shares the tables.
@@ -42,6 +65,7 @@ pub struct Snapshot {
     /// By number, for what the kernel reports.
     pub(super) groups_by_number: SharedMap<u32, Arc<PolicyGroup>>,
     pub(super) policies: SharedMap<ObjectName, Arc<AuthorizationPolicy>>,
+    pub(super) traffic: SharedMap<ObjectName, Arc<TrafficPolicy>>,
     /// Of workloads of this node: their numbers as sources in the kernel's tables.
     pub(super) identities: SharedMap<SpiffeId, u32>,
     pub(super) identities_by_number: SharedMap<u32, SpiffeId>,
@@ -102,6 +126,12 @@ impl Snapshot {
     #[must_use]
     pub fn policies(&self) -> &SharedMap<ObjectName, Arc<AuthorizationPolicy>> {
         &self.policies
+    }
+
+    /// Every traffic policy, in no useful order.
+    #[must_use]
+    pub fn traffic_policies(&self) -> &SharedMap<ObjectName, Arc<TrafficPolicy>> {
+        &self.traffic
     }
 
     /// The number under which the kernel knows the identity of a workload of this node; 0 of others.

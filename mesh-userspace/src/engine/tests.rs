@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::model::{
-    DefaultAction, DeniedError, Mesh, Mode, Protocol, ServicePort, SpiffeId, TargetPort, TransportChoice, TrustDomain,
+    Affinity, DefaultAction, DeniedError, Mesh, Mode, Prefer, Protocol, SameNode, ServicePort, SpiffeId, TargetPort,
+    TransportChoice, TrustDomain,
 };
 use mesh_common::Ip;
 use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, FrontendKey, PROTO_TCP};
@@ -13,7 +14,7 @@ pub(super) fn name(name: &str) -> ObjectName {
 }
 
 pub(super) fn node(name: &str) -> Node {
-    Node { name: NodeName::parse(name).unwrap(), addresses: vec!["192.0.2.1".parse().unwrap()] }
+    Node { name: NodeName::parse(name).unwrap(), addresses: vec!["192.0.2.1".parse().unwrap()], zone: None }
 }
 
 pub(super) fn mesh(exclude: &[&str]) -> Mesh {
@@ -24,6 +25,7 @@ pub(super) fn mesh(exclude: &[&str]) -> Mesh {
         exclude: exclude.iter().map(|range| range.parse().unwrap()).collect(),
         default_action: DefaultAction::Allow,
         denied_error: DeniedError::AccessDenied,
+        same_node: SameNode::Kernel,
     }
 }
 
@@ -37,6 +39,8 @@ pub(super) fn service(called: &str, vips: &[&str], target: TargetPort) -> Servic
         vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
         ports: vec![ServicePort { name: "http".into(), port: 80, protocol: Protocol::Tcp, target }],
         selector: labels(&[("app", "web")]),
+        prefer: Prefer::Nobody,
+        affinity: Affinity::None,
     }
 }
 
@@ -55,6 +59,7 @@ pub(super) fn workload(called: &str, on: &str, addresses: &[&str]) -> Workload {
         port_modes: BTreeMap::new(),
         ports: [("http".to_owned(), 8080)].into(),
         weight: 100,
+        is_terminating: false,
         default_action: DefaultAction::Allow,
     }
 }

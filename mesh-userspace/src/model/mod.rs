@@ -6,6 +6,7 @@ mod node_id;
 mod policy;
 mod service;
 mod spiffe;
+mod traffic;
 mod update;
 mod workload;
 
@@ -18,6 +19,10 @@ pub use policy::{
 };
 pub use service::{Protocol, Service, ServicePort, TargetPort};
 pub use spiffe::{InvalidSpiffeId, SpiffeId, TrustDomain};
+pub use traffic::{
+    Affinity, Algorithm, Ejection, HealthCheck, Limits, Prefer, Probe, Retry, SameNode, Traffic, TrafficPolicy,
+    TrafficSpec,
+};
 pub use update::{Catalog, Object, ObjectKey, Update};
 pub use workload::{Workload, WorkloadUid};
 

@@ -1,6 +1,6 @@
 //! Services: stable frontends in front of changing workloads.
 
-use super::ObjectName;
+use super::{Affinity, ObjectName, Prefer};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,4 +35,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Workloads of the same namespace whose labels contain all of these are the endpoints; empty selects none.
     pub selector: BTreeMap<String, String>,
+    /// `trafficDistribution`.
+    pub prefer: Prefer,
+    /// `sessionAffinity`.
+    pub affinity: Affinity,
 }

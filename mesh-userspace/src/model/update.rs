@@ -1,6 +1,6 @@
 //! What a catalog source says: one snapshot, then deltas.
 
-use super::{AuthorizationPolicy, Mesh, Node, NodeName, ObjectName, Service, Workload};
+use super::{AuthorizationPolicy, Mesh, Node, NodeName, ObjectName, Service, TrafficPolicy, Workload};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ pub struct Catalog {
     pub services: BTreeMap<ObjectName, Arc<Service>>,
     pub workloads: BTreeMap<ObjectName, Arc<Workload>>,
     pub policies: BTreeMap<ObjectName, Arc<AuthorizationPolicy>>,
+    pub traffic: BTreeMap<ObjectName, Arc<TrafficPolicy>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub enum Object {
     Service(Arc<Service>),
     Workload(Arc<Workload>),
     Policy(Arc<AuthorizationPolicy>),
+    Traffic(Arc<TrafficPolicy>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +32,7 @@ pub enum ObjectKey {
     Service(ObjectName),
     Workload(ObjectName),
     Policy(ObjectName),
+    Traffic(ObjectName),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -58,6 +58,8 @@ pub struct Workload {
     pub ports: BTreeMap<String, u16>,
     /// Share of new connections relative to the service's other endpoints; 0 takes none.
     pub weight: u32,
+    /// About to stop: it keeps the connections that it has and is given no new ones.
+    pub is_terminating: bool,
     /// What happens to connections that no policy decides.
     pub default_action: DefaultAction,
 }

@@ -121,7 +121,7 @@ fn paths(snapshot: &Snapshot, source: &Party, asked: SocketAddr) -> Vec<Path> {
         };
         return vec![path];
     }
-    let endpoint = Endpoint { workload: workload.clone(), address: asked, weight: workload.weight };
+    let endpoint = Endpoint::direct(workload, asked);
     let early = kernel_decides(snapshot, std::slice::from_ref(&endpoint));
     vec![path(snapshot, source, asked, None, &endpoint, captured, early)]
 }

@@ -3,9 +3,9 @@
 
 use crate::engine::{Engine, Snapshot};
 use crate::model::{
-    AuthorizationPolicy, Catalog, DefaultAction, DeniedError, Mesh, Mode, Node, NodeName, ObjectName, PolicyAction,
-    PolicyTarget, Protocol, Rule, Service, ServicePort, Source, SpiffeId, TargetPort, TransportChoice, TrustDomain,
-    Update, Workload, WorkloadUid,
+    Affinity, AuthorizationPolicy, Catalog, DefaultAction, DeniedError, Mesh, Mode, Node, NodeName, ObjectName,
+    PolicyAction, PolicyTarget, Prefer, Protocol, Rule, SameNode, Service, ServicePort, Source, SpiffeId, TargetPort,
+    TransportChoice, TrustDomain, Update, Workload, WorkloadUid,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ pub(super) fn workload(called: &str, address: &str) -> Workload {
         port_modes: BTreeMap::new(),
         ports: BTreeMap::new(),
         weight: 100,
+        is_terminating: false,
         default_action: DefaultAction::Allow,
     }
 }
@@ -59,10 +60,11 @@ pub(super) fn catalog() -> Catalog {
         exclude: Vec::new(),
         default_action: DefaultAction::Allow,
         denied_error: DeniedError::AccessDenied,
+        same_node: SameNode::Kernel,
     };
     let node = |called: &str| {
         let name = NodeName::parse(called).unwrap();
-        (name.clone(), Arc::new(Node { name, addresses: vec!["192.0.2.1".parse().unwrap()] }))
+        (name.clone(), Arc::new(Node { name, addresses: vec!["192.0.2.1".parse().unwrap()], zone: None }))
     };
     let service = Service {
         name: name("server"),
@@ -74,6 +76,8 @@ pub(super) fn catalog() -> Catalog {
             target: TargetPort::Number(8080),
         }],
         selector: BTreeMap::from([("app".to_owned(), "server".to_owned())]),
+        prefer: Prefer::Nobody,
+        affinity: Affinity::None,
     };
     let workloads = [workload("client", "10.0.0.1"), workload("server", "10.0.0.2"), workload("other", "10.0.0.3")];
     Catalog {
@@ -82,6 +86,7 @@ pub(super) fn catalog() -> Catalog {
         services: [(service.name.clone(), service.into())].into(),
         workloads: workloads.map(|workload| (workload.name.clone(), workload.into())).into(),
         policies: BTreeMap::new(),
+        traffic: BTreeMap::new(),
     }
 }
 

@@ -232,7 +232,7 @@ fn route(snapshot: &Snapshot, destination: SocketAddr) -> Result<Route, Failure>
         return Ok(Route { service: Some(frontend.service.clone()), endpoint: endpoint.clone() });
     }
     let workload = snapshot.workload_serving(destination).ok_or(Failure::UnknownDestination(destination))?;
-    let endpoint = Endpoint { workload: workload.clone(), address: destination, weight: workload.weight };
+    let endpoint = Endpoint::direct(workload, destination);
     Ok(Route { service: None, endpoint })
 }
 

@@ -6,7 +6,7 @@ use super::super::document::Spec;
 use super::super::fields::{self, DEFAULT_ACTIONS, Fields, MODES};
 use super::super::key::Key;
 use super::{metadata, section};
-use crate::model::{DefaultAction, DeniedError, Mesh, Mode, ObjectKey, TransportChoice, TrustDomain};
+use crate::model::{DefaultAction, DeniedError, Mesh, Mode, ObjectKey, SameNode, TransportChoice, TrustDomain};
 use std::sync::Arc;
 
 pub(in crate::control) fn mesh(
@@ -54,6 +54,7 @@ pub(in crate::control) fn mesh(
         exclude,
         default_action,
         denied_error,
+        same_node: SameNode::default(),
     })))
 }
 

@@ -170,7 +170,7 @@ pub(super) fn node(mut top: Fields, key: &mut Option<(Key, Position)>, findings:
         "volumesInUse",
     ]);
     status.finish(findings);
-    Some(Spec::Node { node: Arc::new(Node { name: name?, addresses }), addresses_at })
+    Some(Spec::Node { node: Arc::new(Node { name: name?, addresses, zone: None }), addresses_at })
 }
 
 /// Whether a port's name is one: 1 to 15 lower-case letters, digits and dashes with a letter among them.

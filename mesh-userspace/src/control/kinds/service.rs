@@ -6,7 +6,7 @@ use super::super::fields::{self, Fields, Use};
 use super::super::key::Key;
 use super::super::{Code, yaml};
 use super::{metadata, port_name, section};
-use crate::model::{ObjectKey, Protocol, Service, ServicePort, TargetPort};
+use crate::model::{Affinity, ObjectKey, Prefer, Protocol, Service, ServicePort, TargetPort};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -66,7 +66,8 @@ pub(in crate::control) fn service(
     }
     spec.ignore(IGNORED_SERVICE);
     spec.finish(findings);
-    let service = Service { name: name?, vips, ports, selector };
+    let service =
+        Service { name: name?, vips, ports, selector, prefer: Prefer::default(), affinity: Affinity::default() };
     Some(Spec::Service { service: Arc::new(service), selector_at, vips_at, targets_at })
 }
 

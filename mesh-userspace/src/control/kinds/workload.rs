@@ -73,6 +73,7 @@ pub(in crate::control) fn workload(
         port_modes,
         ports,
         weight: weight.unwrap_or(Some(DEFAULT_WEIGHT))?,
+        is_terminating: false,
         name,
     })))
 }
