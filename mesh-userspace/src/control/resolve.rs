@@ -108,6 +108,10 @@ impl Resolver {
             (rank_a, &a.source.file, a.at).cmp(&(rank_b, &b.source.file, b.at))
         });
         let mut claims = Claims::default();
+        // What the mesh has for itself, no other object takes from it.
+        if let Some(mesh) = around.mesh {
+            claims.add(&Object::Mesh(Arc::clone(mesh)), &MESH);
+        }
         let mut catalog = Catalog::default();
         let is_namespace = |(key, _): &(&Key, &Arc<Document>)| matches!(key, Key::Namespace(_));
         let namespaces = chosen.iter().filter(is_namespace);
@@ -135,14 +139,14 @@ impl Resolver {
 
 /// What the documents say that objects take from elsewhere.
 struct Around<'d> {
-    mesh: Option<&'d Mesh>,
+    mesh: Option<&'d Arc<Mesh>>,
     namespaces: BTreeMap<&'d str, Defaults>,
 }
 
 impl<'d> Around<'d> {
     fn of(documents: &'d BTreeMap<Key, Arc<Document>>) -> Self {
         let mesh = documents.get(&MESH).and_then(|document| match &document.spec {
-            Spec::Mesh(mesh) => Some(&**mesh),
+            Spec::Mesh(mesh) => Some(mesh),
             _ => None,
         });
         let namespace = |(key, document): (&'d Key, &'d Arc<Document>)| match (key, &document.spec) {
