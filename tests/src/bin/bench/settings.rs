@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// Endpoints of each service.
 pub(crate) const ENDPOINTS: u32 = 10;
 /// Services in one file: it stays well below what a file may have.
-const IN_A_FILE: u32 = 1_000;
+const IN_A_FILE: u32 = 500;
 /// The node that the endpoints are on.
 const FAR: &str = "far";
 
