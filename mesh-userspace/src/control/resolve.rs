@@ -96,12 +96,12 @@ impl Resolver {
             .iter()
             .filter_map(|(key, document)| Some((key, document, around.build(document)?)))
             .map(|(key, document, object)| {
-                let rank = match get(&self.catalog, key) {
-                    Some(old) if old == object => 0,
-                    Some(_) => 1,
-                    None => 2,
-                };
-                (rank, key, document, object)
+                match get(&self.catalog, key) {
+                    // The same object, not its like: whoever holds it compares and keeps it without a copy.
+                    Some(old) if old == object => (0, key, document, old),
+                    Some(_) => (1, key, document, object),
+                    None => (2, key, document, object),
+                }
             })
             .collect();
         order.sort_by(|(rank_a, _, a, _), (rank_b, _, b, _)| {
