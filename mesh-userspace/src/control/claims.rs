@@ -101,7 +101,15 @@ impl Claims {
 
     pub(super) fn add(&mut self, object: &Object, key: &Key) {
         match object {
-            Object::Mesh(_) | Object::Policy(_) | Object::Traffic(_) => {}
+            Object::Policy(_) | Object::Traffic(_) => {}
+            Object::Mesh(mesh) => {
+                for address in mesh.dns.iter().flat_map(|dns| &dns.addresses) {
+                    self.vips.insert(*address, key.clone());
+                    let at = SocketAddr::new(*address, DNS_PORT);
+                    let protocols = [Protocol::Tcp, Protocol::Udp];
+                    self.frontends.extend(protocols.map(|protocol| ((at, protocol), key.clone())));
+                }
+            }
             Object::Node(node) => self.nodes.extend(node.addresses.iter().map(|address| (*address, key.clone()))),
             Object::Service(service) => {
                 self.vips.extend(service.vips.iter().map(|vip| (*vip, key.clone())));

@@ -26,6 +26,7 @@ pub(super) fn mesh(exclude: &[&str]) -> Mesh {
         default_action: DefaultAction::Allow,
         denied_error: DeniedError::AccessDenied,
         same_node: SameNode::Kernel,
+        dns: None,
     }
 }
 

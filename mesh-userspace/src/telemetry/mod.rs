@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod certificates;
 pub mod connections;
 pub mod datapath;
+pub mod dns;
 mod exposition;
 pub mod flows;
 mod limit;
