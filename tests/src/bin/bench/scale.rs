@@ -1,6 +1,6 @@
 //! What many services cost: loading them, one change among them, memory, and a connect in the kernel.
 
-use crate::machine;
+use crate::machine::{self, middle};
 use crate::settings::{self, ENDPOINTS};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -135,7 +135,11 @@ fn change(cluster: &Cluster, round: usize) -> Result<f64> {
 /// Nanoseconds per run of the connect hook.
 fn hook(cluster: &Cluster, connects: u32) -> Result<f64> {
     let pinned = Pinned::below(&cluster.daemon(NODE).bpffs().join("nodemesh"))?;
-    let link = pinned.links.iter().find(|link| link.name.to_string_lossy().contains("connect4")).with_context(|| format!("there is no connect hook among {:?}", pinned.links))?;
+    let link = pinned
+        .links
+        .iter()
+        .find(|link| link.name.to_string_lossy().contains("connect4"))
+        .with_context(|| format!("there is no connect hook among {:?}", pinned.links))?;
     let _counting = RunStats::enable()?;
     let before = RunStats::of(link.program)?;
     let vip = cluster.catalog.vips("server")[0].to_string();
@@ -144,11 +148,4 @@ fn hook(cluster: &Cluster, connects: u32) -> Result<f64> {
     let runs = after.runs - before.runs;
     anyhow::ensure!(runs >= u64::from(connects), "the hook ran {runs} times for {connects} connects");
     Ok((after.nanoseconds - before.nanoseconds) as f64 / runs as f64)
-}
-
-/// The middle of some figures.
-fn middle(figures: &[f64]) -> f64 {
-    let mut sorted = figures.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
