@@ -70,7 +70,7 @@ fn frontend_key(address: &str) -> FrontendKey {
 }
 
 /// An engine on node `n1` that knows nodes n1 and n2.
-fn engine_with(objects: Vec<Object>) -> Engine {
+pub(super) fn engine_with(objects: Vec<Object>) -> Engine {
     let mut engine = Engine::new(NodeName::parse("n1").unwrap());
     for object in [Object::Node(Arc::new(node("n1"))), Object::Node(Arc::new(node("n2")))].into_iter().chain(objects) {
         engine.handle_update(Update::Upsert(object), Instant::now());
@@ -78,7 +78,7 @@ fn engine_with(objects: Vec<Object>) -> Engine {
     engine
 }
 
-fn upsert_workload(engine: &mut Engine, workload: Workload) {
+pub(super) fn upsert_workload(engine: &mut Engine, workload: Workload) {
     engine.handle_update(Update::Upsert(Object::Workload(Arc::new(workload))), Instant::now());
 }
 
@@ -104,8 +104,11 @@ fn a_service_leads_to_the_workloads_it_selects_in_both_families() {
     assert_ne!(v4.index, 0);
     assert_eq!(
         engine.desired().cidrs.get(&(128, CidrKey::new(Ip::from_v4([10, 0, 1, 2])))),
-        Some(&CidrAction::CAPTURE)
+        Some(&CidrAction::carry(0)),
+        "a workload of this node"
     );
+    let elsewhere = (128, CidrKey::new(Ip::from_v4([10, 0, 2, 2])));
+    assert_eq!(engine.desired().cidrs.get(&elsewhere), Some(&CidrAction::CAPTURE));
 }
 
 type Spoil = fn(&mut Workload);
