@@ -249,8 +249,8 @@ fn one_endpoint_among_many_services_touches_only_its_own() {
 
     let ops = diff(&before, engine.desired());
     assert!(
-        matches!(ops.as_slice(), [MapOp::SetFrontend(key, header)]
-        if *key == frontend_key("10.96.0.7:80") && header.backends() == 0),
+        matches!(ops.as_slice(), [MapOp::SetFrontend(key, header), MapOp::RemoveBackend(slot)]
+        if *key == frontend_key("10.96.0.7:80") && header.backends() == 0 && slot.addr() == key.addr()),
         "{ops:?}"
     );
     // Untouched views are the very same allocation: nothing else was compiled again.
