@@ -1,6 +1,7 @@
 //! Every map of the eBPF object: name, kind, capacity. A test holds this list against the object file.
 
-use crate::{addr::Ip, flow, outcome, policy, service};
+use crate::addr::{Endpoint, Ip};
+use crate::{flow, outcome, policy, service};
 use core::mem::size_of;
 
 /// Slots of `CFG`, an array of `u64`.
@@ -69,7 +70,13 @@ impl Spec {
 pub const MAX_PODS: u32 = 4_096;
 pub const MAX_FRONTENDS: u32 = 131_072;
 pub const MAX_CIDRS: u32 = 524_288;
-pub const MAX_TUPLES: u32 = 65_536;
+/// Connects that no accept() has followed yet: two thirds of a second of what two cores can do (KERNEL: 49k a second).
+pub const MAX_TUPLES: u32 = 32_768;
+/// Backends on this node, of all frontends.
+pub const MAX_BACKENDS: u32 = 32_768;
+/// Connections that the kernel carries now.
+pub const MAX_ADMITTED: u32 = 16_384;
+pub const MAX_FAILING: u32 = 1_024;
 pub const MAX_APP_PORTS: u32 = 65_536;
 pub const MAX_BYPASS: u32 = 16_384;
 pub const MAX_HOSTS: u32 = 256;
@@ -111,6 +118,20 @@ pub const OWNER: Spec = Spec {
     max_entries: 0,
     preallocated: false,
 };
+pub const BACKENDS: Spec =
+    hash("BACKENDS", size_of::<service::FrontendKey>(), size_of::<service::Backend>(), MAX_BACKENDS);
+pub const ADMITTED: Spec = lru("ADMITTED", size_of::<service::BypassKey>(), size_of::<flow::Admitted>(), MAX_ADMITTED);
+/// Backends on this node that did not take a connection lately: until when the daemon picks in their place.
+pub const FAILING: Spec = lru("FAILING", size_of::<Endpoint>(), size_of::<u64>(), MAX_FAILING);
+/// The destinations' sockets of connections that the kernel carries: when those were made.
+pub const SERVED: Spec = Spec {
+    name: "SERVED",
+    kind: Kind::SkStorage,
+    key_size: size_of::<i32>(),
+    value_size: size_of::<u64>(),
+    max_entries: 0,
+    preallocated: false,
+};
 pub const VERDICTS: Spec =
     hash("VERDICTS", size_of::<policy::VerdictKey>(), size_of::<policy::Matched>(), MAX_VERDICTS);
 pub const RANGES: Spec = Spec {
@@ -131,8 +152,10 @@ pub const EVENTS: Spec = Spec {
 };
 
 /// Every map, once.
-pub const ALL: &[Spec] =
-    &[CFG, OUTCOMES, PODS, SVC, CIDR, ORIG, TUPLES, APPPORTS, BYPASS, HOSTS, OWNER, VERDICTS, RANGES, EVENTS];
+pub const ALL: &[Spec] = &[
+    CFG, OUTCOMES, PODS, SVC, BACKENDS, CIDR, ORIG, TUPLES, APPPORTS, BYPASS, ADMITTED, FAILING, SERVED, HOSTS, OWNER,
+    VERDICTS, RANGES, EVENTS,
+];
 
 /// What all maps of a node may take when they are created and empty, in bytes (KERNEL: 64k LRU entries are ~10 MB).
 pub const IDLE_BUDGET_BYTES: u64 = 16 << 20;

@@ -80,6 +80,19 @@ outcomes! {
     VerdictLost = 28, "policy", "event_lost", "error", "the ring buffer was half full: a verdict is counted and not named";
     OwnerLost = 29, "sock_create", "storage_full", "error",
         "no memory to record which host-network workload made a socket; its connects are refused";
+    ConnectCarried = 30, "connect", "same_node", "pass",
+        "sent straight to an endpoint on this node: the kernel carries it, under the caller's identity";
+    FlowAdmitted = 31, "sock_ops", "admitted", "pass", "a connection that the kernel carries was admitted at its destination";
+    AdmissionLost = 32, "sock_ops", "admission_error", "error",
+        "a connection that the kernel carries could not be admitted: it arrives as plaintext";
+    AdmissionEvicted = 33, "sock_ops", "admission_evicted", "error",
+        "so many connections were carried by the kernel that the oldest were forgotten before their end";
+    OpenLost = 34, "sock_ops", "open_lost", "error",
+        "the ring buffer was half full: a connection that the kernel carries is told of when it ends, not before";
+    LookupCarried = 35, "sk_lookup", "same_node", "pass",
+        "a connection of a workload of this node, which the kernel has authenticated, was admitted";
+    LookupCarriedDenied = 36, "sk_lookup", "same_node_denied", "drop",
+        "authorization policy does not allow this connection of a workload of this node any more";
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Who is captured, and where to: workloads of this node, service frontends, address ranges, workload ports.
 
 use crate::abi::pod;
-use crate::addr::Ip;
+use crate::addr::{Endpoint, Ip};
 
 /// `IPPROTO_TCP`.
 pub const PROTO_TCP: u16 = 6;
@@ -42,9 +42,9 @@ pod! {
 }
 
 pod! {
-    /// Value of `SVC`, slot 0: which service this frontend belongs to and how many backends it has. Further slots are
-    /// for backends that the kernel itself picks.
-    pub struct Frontend [16] {
+    /// Value of `SVC`, slot 0: which service this frontend belongs to and how many backends it has. Those that the
+    /// kernel itself may pick are in `BACKENDS`, from slot 1 on.
+    pub struct Frontend [28] {
         /// 0 for the declared port of a workload in its node's own network namespace.
         service: u32,
         /// Number of usable backends; 0 refuses the connect at once.
@@ -54,6 +54,40 @@ pod! {
         /// With a group: the port that the backends' rules see, network byte order.
         target_port_be: u16,
         flags: u16,
+        /// What the kernel draws from: the weights of the backends here that it may pick, and of all that its draw is
+        /// between. Scaled, where the sum would not fit.
+        total_weight: u32,
+        /// The part of it that the backends in `BACKENDS` have.
+        local_weight: u32,
+        /// How many slots of `BACKENDS` this frontend has; 0: the daemon picks.
+        local_slots: u32,
+    }
+}
+
+impl Frontend {
+    /// Backends that the kernel can choose from: what a search of [`SLOT_STEPS`] steps finds. With more of them on a
+    /// node, the daemon picks.
+    pub const MAX_SLOTS: u32 = 1_023;
+    /// Steps of the search: each halves what is left.
+    pub const SLOT_STEPS: u32 = 10;
+}
+
+pod! {
+    /// Value of `BACKENDS` (key: as `SVC`, slots from 1 on): a backend in a pod of this node.
+    pub struct Backend [24] {
+        addr: Ip,
+        port_be: u16,
+        flags: u16,
+        /// The sum of the weights of this slot and those before it.
+        cumulative: u32,
+    }
+}
+
+impl Backend {
+    #[inline(always)]
+    #[must_use]
+    pub const fn endpoint(&self) -> Endpoint {
+        Endpoint::new(self.addr, self.port_be)
     }
 }
 
@@ -80,11 +114,32 @@ impl CidrAction {
     pub const CAPTURE: Self = Self::capture(0);
     const PASSES: u32 = 1;
     const CAPTURES: u32 = 2;
+    const CARRIES: u32 = 3;
 
     /// Captures an address whose workload is in a policy group.
     #[must_use]
     pub const fn capture(group: u32) -> Self {
         Self::new(Self::CAPTURES, group)
+    }
+
+    /// The address of a workload in a pod of this node: the kernel carries what goes there.
+    #[must_use]
+    pub const fn carry(group: u32) -> Self {
+        Self::new(Self::CARRIES, group)
+    }
+
+    /// Whether connects to the address go into the mesh.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_meshed(&self) -> bool {
+        self.action == Self::CAPTURES || self.action == Self::CARRIES
+    }
+
+    /// Whether the kernel itself carries them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_carried(&self) -> bool {
+        self.action == Self::CARRIES
     }
 }
 
@@ -117,7 +172,7 @@ pod! {
 }
 
 pod! {
-    /// Key of `BYPASS`: a connection that `sk_lookup` lets pass. The daemon makes it to a local workload, or a
+    /// Key of `BYPASS` and `ADMITTED`: a connection as its destination sees it. In `BYPASS`: one that `sk_lookup` lets pass. The daemon makes it to a local workload, or a
     /// workload's captured connection makes it to the daemon's listener from another address than the listener's.
     pub struct BypassKey [36] {
         remote: Ip,

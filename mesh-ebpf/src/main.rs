@@ -4,6 +4,7 @@
 #![no_main]
 #![allow(clippy::needless_pass_by_value, reason = "the hooks' macros hand the context over by value")]
 
+mod carried;
 mod connect;
 mod context;
 mod emit;
@@ -56,6 +57,10 @@ fn finish_connect(ctx: &SockAddrContext, decision: Result<Verdict, Refusal>) -> 
     match decision {
         Ok(Verdict::Capture(_)) => {
             emit::count(Outcome::ConnectCaptured);
+            PROCEED
+        }
+        Ok(Verdict::Carry(_)) => {
+            emit::count(Outcome::ConnectCarried);
             PROCEED
         }
         Ok(Verdict::Pass(outcome)) => {

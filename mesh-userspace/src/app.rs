@@ -23,7 +23,7 @@ use crate::datapath::Datapath;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
-use crate::proxy::{Context, LocalWorkloads, Registry, Reports};
+use crate::proxy::{Carried, Context, LocalWorkloads, Registry, Reports};
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
@@ -96,6 +96,7 @@ impl App {
             live: LiveConnections::default(),
             reports: Reports { metrics: metrics.policy().clone(), plaintext: PlaintextCallers::default() },
             registry: Registry::default(),
+            carried: Carried::default(),
             connections: TaskTracker::new(),
         });
         let namespaces = Namespaces::spawn().context("cannot start the thread that enters network namespaces")?;

@@ -1,7 +1,7 @@
 //! The handles that the proxy holds: taking a captured connection's record, announcing deliveries, showing life.
 
 use super::table::Table;
-use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::flow::{Admitted, OriginalDestination, TupleKey};
 use mesh_common::maps::CfgSlot;
 use mesh_common::service::BypassKey;
 use std::io;
@@ -19,6 +19,21 @@ impl Tuples {
     /// The kernel's, for the map itself.
     pub fn take(&self, key: &TupleKey) -> io::Result<Option<OriginalDestination>> {
         self.0.take(key)
+    }
+}
+
+/// Connections that the kernel carries between workloads of this node, as it has admitted them.
+#[derive(Clone)]
+pub struct Admissions(pub(super) Table<BypassKey, Admitted>);
+
+impl Admissions {
+    /// Those that live now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, for the map itself.
+    pub fn list(&self) -> io::Result<Vec<(BypassKey, Admitted)>> {
+        self.0.entries()
     }
 }
 

@@ -19,7 +19,7 @@ mod tables;
 pub use cgroup::WorkloadCgroup;
 pub use counters::{Counters, MapUsage};
 pub use events::{Event, Events};
-pub use flows::{Admission, Bypass, Heartbeat, Tuples, monotonic_nanoseconds};
+pub use flows::{Admission, Admissions, Bypass, Heartbeat, Tuples, monotonic_nanoseconds};
 pub use programs::AttachedLink;
 
 use crate::engine::MapOp;
@@ -29,7 +29,7 @@ use counters::Measured;
 use hosts::Hosts;
 use link::Target;
 use mesh_common::ABI_VERSION;
-use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::flow::{Admitted, OriginalDestination, TupleKey};
 use mesh_common::maps::{self, CfgSlot, Spec};
 use mesh_common::service::{BypassKey, Pod};
 use pins::Pins;
@@ -68,6 +68,7 @@ pub struct Datapath {
     settings: Table<u32, u64>,
     tuples: Table<TupleKey, OriginalDestination>,
     bypass: Table<BypassKey, u64>,
+    admitted: Table<BypassKey, Admitted>,
     counters: Counters,
     /// The tables may hold what nobody here knows: a predecessor's entries, or those of an apply that failed half-way.
     inherited: bool,
@@ -212,6 +213,12 @@ impl Datapath {
         Bypass(self.bypass.clone())
     }
 
+    /// The handle that lists what the kernel carries.
+    #[must_use]
+    pub fn admissions(&self) -> Admissions {
+        Admissions(self.admitted.clone())
+    }
+
     /// The handle that shows the kernel that the daemon lives.
     #[must_use]
     pub fn heartbeat(&self) -> Heartbeat {
@@ -281,6 +288,7 @@ struct Parts {
     settings: Table<u32, u64>,
     tuples: Table<TupleKey, OriginalDestination>,
     bypass: Table<BypassKey, u64>,
+    admitted: Table<BypassKey, Admitted>,
     counters: Counters,
     hosts: Hosts,
 }
@@ -297,12 +305,14 @@ impl Parts {
         let settings = Table::new(map(&maps::CFG)?, &maps::CFG)?;
         let tuples = Table::new(map(&maps::TUPLES)?, &maps::TUPLES)?;
         let bypass = Table::new(map(&maps::BYPASS)?, &maps::BYPASS)?;
+        let admitted = Table::new(map(&maps::ADMITTED)?, &maps::ADMITTED)?;
         let hosts = Hosts::new(config, cgroups, OwnTable::new(map(&maps::HOSTS)?, &maps::HOSTS)?, &settings)?;
         let mut own = tables.counts();
         own.insert(maps::HOSTS.name, hosts.count());
-        let parts = Self { programs, tables, settings, tuples, bypass, counters: Counters::new(maps, own)?, hosts };
+        let parts =
+            Self { programs, tables, settings, tuples, bypass, admitted, counters: Counters::new(maps, own)?, hosts };
         if adopted {
-            // Their connections died with the predecessor. A record of a connect in progress is lost with them: reset.
+            // Their connections died with the predecessor; those that the kernel carries did not. A record of a connect in progress is lost with them: reset.
             parts.tuples.clear()?;
             parts.bypass.clear()?;
         }
@@ -336,6 +346,7 @@ impl Parts {
             settings: self.settings,
             tuples: self.tuples,
             bypass: self.bypass,
+            admitted: self.admitted,
             counters: self.counters,
             inherited: true,
             pods: BTreeSet::new(),

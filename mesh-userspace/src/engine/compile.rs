@@ -1,9 +1,9 @@
 //! Single entries of the tables, each from what it depends on.
 
+use super::same_node::{self, Slots};
 use super::{Endpoint, Engine, FrontendView, Locality, PolicyGroup, SharedMap, index};
 use crate::model::{
-    DeniedError, Mesh, Node, ObjectName, Protocol, SameNode, Service, ServicePort, TargetPort, Traffic, Workload,
-    WorkloadUid,
+    DeniedError, Mesh, Node, ObjectName, Protocol, Service, ServicePort, TargetPort, Traffic, Workload, WorkloadUid,
 };
 use ipnet::IpNet;
 use mesh_common::Ip;
@@ -21,9 +21,12 @@ impl Engine {
         let snapshot = Arc::make_mut(&mut self.tables.snapshot);
         let old = std::mem::replace(&mut snapshot.mesh, new.cloned());
         self.tables.denied_errno = new.map_or(0, |mesh| errno(mesh.denied_error));
-        if same_node(old.as_ref()) != same_node(new) {
+        if same_node::of_mesh(old.as_ref()) != same_node::of_mesh(new) {
             let services: Vec<_> = snapshot.services.iter().map(|(name, _)| name.clone()).collect();
             self.dirty.extend(services);
+            for address in self.addresses.keys().copied().collect::<Vec<_>>() {
+                self.refresh_address(address);
+            }
         }
         let (old, new) = (exclusions(old.as_ref()), exclusions(new));
         if old == new {
@@ -118,11 +121,17 @@ impl Engine {
             Some(view) => {
                 let backends = u32::try_from(view.endpoints.len()).unwrap_or(u32::MAX);
                 let (group, port) = common_group(&view.endpoints, &published.groups);
-                self.tables.frontends.insert(key, Frontend::new(view.index, backends, group, port.to_be(), 0));
+                let local = same_node::slots(&view);
+                let (total, here, slots) = (local.total_weight, local.local_weight, local.count());
+                let header = Frontend::new(view.index, backends, group, port.to_be(), 0, total, here, slots);
+                self.tables.frontends.insert(key, header);
+                self.write_backends(address, &local);
+                let published = Arc::make_mut(&mut self.tables.snapshot);
                 published.frontends.insert(address, view);
             }
             None => {
                 published.frontends.remove(&address);
+                self.write_backends(address, &Slots::default());
                 match host {
                     Some(host) => self.tables.frontends.insert(key, host),
                     None => self.tables.frontends.remove(&key),
@@ -162,7 +171,9 @@ impl Engine {
         if self.excluded_ranges().any(|range| range_key(*range) == key) {
             self.tables.cidrs.insert(key, CidrAction::PASS);
         } else if owner.is_some() && !self.is_excluded(address) {
-            self.tables.cidrs.insert(key, CidrAction::capture(group));
+            let is_carried = owner.is_some_and(|owner| self.is_carried(owner));
+            let action = if is_carried { CidrAction::carry(group) } else { CidrAction::capture(group) };
+            self.tables.cidrs.insert(key, action);
         } else {
             self.tables.cidrs.remove(&key);
         }
@@ -240,10 +251,6 @@ fn errno(error: DeniedError) -> u32 {
         DeniedError::ConnectionRefused => capture::ECONNREFUSED,
     };
     errno.unsigned_abs()
-}
-
-fn same_node(mesh: Option<&Arc<Mesh>>) -> SameNode {
-    mesh.map(|mesh| mesh.same_node).unwrap_or_default()
 }
 
 fn exclusions(mesh: Option<&Arc<Mesh>>) -> Vec<IpNet> {

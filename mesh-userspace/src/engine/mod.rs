@@ -9,6 +9,7 @@ mod host;
 mod index;
 mod number;
 mod policy;
+mod same_node;
 mod shared_map;
 mod snapshot;
 mod tables;

@@ -4,13 +4,16 @@ use super::{MapOp, Tables};
 use mesh_common::Ip;
 use mesh_common::policy::source::{AUTHENTICATED, EVERYONE};
 use mesh_common::policy::{self, Arrival, Decision, Matched, Mode, VerdictKey};
-use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, RangeKey};
+use mesh_common::service::{
+    AppPort, AppPortKey, Backend, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, RangeKey,
+};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Kernel {
     pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
+    pub(super) backends: BTreeMap<FrontendKey, Backend>,
     pub(super) cidrs: BTreeMap<(u32, CidrKey), CidrAction>,
     pub(super) app_ports: BTreeMap<AppPortKey, AppPort>,
     pub(super) verdicts: BTreeMap<VerdictKey, Matched>,
@@ -22,6 +25,7 @@ impl Kernel {
     pub(super) fn of(tables: &Tables) -> Self {
         Self {
             frontends: tables.frontends.iter().map(|(key, value)| (*key, *value)).collect(),
+            backends: tables.backends.iter().map(|(key, value)| (*key, *value)).collect(),
             cidrs: tables.cidrs.iter().map(|(key, value)| (*key, *value)).collect(),
             app_ports: tables.app_ports.iter().map(|(key, value)| (*key, *value)).collect(),
             verdicts: tables.verdicts.iter().map(|(key, value)| (*key, *value)).collect(),
@@ -36,6 +40,8 @@ impl Kernel {
             MapOp::SetAppPort(key, value) => assert_ne!(self.app_ports.insert(key, value), Some(value)),
             MapOp::SetCidr(length, key, value) => assert_ne!(self.cidrs.insert((length, key), value), Some(value)),
             MapOp::SetFrontend(key, value) => assert_ne!(self.frontends.insert(key, value), Some(value)),
+            MapOp::SetBackend(key, value) => assert_ne!(self.backends.insert(key, value), Some(value)),
+            MapOp::RemoveBackend(key) => assert!(self.backends.remove(&key).is_some()),
             MapOp::SetVerdict(key, value) => assert_ne!(self.verdicts.insert(key, value), Some(value)),
             MapOp::SetRange(length, key, class) => assert_ne!(self.ranges.insert((length, key), class), Some(class)),
             MapOp::SetDeniedErrno(errno) => assert_ne!(std::mem::replace(&mut self.denied_errno, errno), errno),
@@ -85,7 +91,7 @@ impl Kernel {
             Some(frontend) => (frontend.group(), u16::from_be(frontend.target_port_be())),
             None => {
                 let action = self.cidrs.get(&(128, CidrKey::new(to.ip().into())))?;
-                (action.action() == CidrAction::CAPTURE.action()).then_some((action.group(), to.port()))?
+                action.is_meshed().then_some((action.group(), to.port()))?
             }
         };
         let matched = self.authenticated(group, identity, from, port);

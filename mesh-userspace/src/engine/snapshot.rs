@@ -146,6 +146,12 @@ impl Snapshot {
         self.identities_by_number.get(&number)
     }
 
+    /// The identities of this node's workloads, by their numbers in the kernel's tables.
+    #[must_use]
+    pub fn identities(&self) -> &SharedMap<SpiffeId, u32> {
+        &self.identities
+    }
+
     /// Every node, meshed or not, in no useful order.
     #[must_use]
     pub fn nodes(&self) -> &SharedMap<NodeName, Arc<Node>> {

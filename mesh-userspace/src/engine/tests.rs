@@ -71,7 +71,7 @@ fn frontend_key(address: &str) -> FrontendKey {
 }
 
 /// An engine on node `n1` that knows nodes n1 and n2.
-fn engine_with(objects: Vec<Object>) -> Engine {
+pub(super) fn engine_with(objects: Vec<Object>) -> Engine {
     let mut engine = Engine::new(NodeName::parse("n1").unwrap());
     for object in [Object::Node(Arc::new(node("n1"))), Object::Node(Arc::new(node("n2")))].into_iter().chain(objects) {
         engine.handle_update(Update::Upsert(object), Instant::now());
@@ -79,7 +79,7 @@ fn engine_with(objects: Vec<Object>) -> Engine {
     engine
 }
 
-fn upsert_workload(engine: &mut Engine, workload: Workload) {
+pub(super) fn upsert_workload(engine: &mut Engine, workload: Workload) {
     engine.handle_update(Update::Upsert(Object::Workload(Arc::new(workload))), Instant::now());
 }
 
@@ -105,8 +105,11 @@ fn a_service_leads_to_the_workloads_it_selects_in_both_families() {
     assert_ne!(v4.index, 0);
     assert_eq!(
         engine.desired().cidrs.get(&(128, CidrKey::new(Ip::from_v4([10, 0, 1, 2])))),
-        Some(&CidrAction::CAPTURE)
+        Some(&CidrAction::carry(0)),
+        "a workload of this node"
     );
+    let elsewhere = (128, CidrKey::new(Ip::from_v4([10, 0, 2, 2])));
+    assert_eq!(engine.desired().cidrs.get(&elsewhere), Some(&CidrAction::CAPTURE));
 }
 
 type Spoil = fn(&mut Workload);
@@ -247,8 +250,8 @@ fn one_endpoint_among_many_services_touches_only_its_own() {
 
     let ops = diff(&before, engine.desired());
     assert!(
-        matches!(ops.as_slice(), [MapOp::SetFrontend(key, header)]
-        if *key == frontend_key("10.96.0.7:80") && header.backends() == 0),
+        matches!(ops.as_slice(), [MapOp::SetFrontend(key, header), MapOp::RemoveBackend(slot)]
+        if *key == frontend_key("10.96.0.7:80") && header.backends() == 0 && slot.addr() == key.addr()),
         "{ops:?}"
     );
     // Untouched views are the very same allocation: nothing else was compiled again.

@@ -257,5 +257,9 @@ impl Traffic {
             && self.affinity == Affinity::None
             && self.limits == Limits::default()
             && self.slow_start.is_zero()
+            // The kernel knows no probes' findings and keeps no time.
+            && self.health_check.is_none()
+            && self.connect_timeout.is_none()
+            && self.idle_timeout.is_none()
     }
 }

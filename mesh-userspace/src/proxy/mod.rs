@@ -1,5 +1,6 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
+mod carried;
 pub mod explain;
 mod failure;
 mod host;
@@ -14,6 +15,7 @@ mod report;
 mod session;
 pub mod verdict;
 
+pub use carried::Carried;
 pub use failure::Failure;
 pub use host::HostOutbound;
 pub use inbound::Inbound;
@@ -49,6 +51,8 @@ pub struct Context {
     pub reports: Reports,
     /// What a change of policy must reach.
     pub registry: Registry,
+    /// What the kernel carries within this node.
+    pub carried: Carried,
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
 }

@@ -8,7 +8,7 @@ use super::verdict::{self, Caller};
 use super::{Context, Failure, LocalWorkload};
 use crate::balance;
 use crate::datapath::Tuples;
-use crate::engine::{Endpoint, Snapshot};
+use crate::engine::{Endpoint, Locality, Snapshot};
 use crate::model::{Service, Workload};
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
@@ -70,7 +70,8 @@ impl Outbound {
     ) -> Result<(), Failure> {
         let destination = SocketAddr::from(record.endpoint());
         let snapshot = self.context.snapshot.load_full();
-        let route = route(&snapshot, destination).inspect_err(|failure| self.unrouted(source, failure))?;
+        let elsewhere = record.flags() & OriginalDestination::ELSEWHERE != 0;
+        let route = route(&snapshot, destination, elsewhere).inspect_err(|failure| self.unrouted(source, failure))?;
         let own = own_address(&self.local.workload, source);
         let mut ticket = self.context.registry.enter(Live {
             side: Side::Source,
@@ -226,9 +227,14 @@ fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr {
 }
 
 /// Picks where a connection to `destination` goes: an endpoint of the frontend's service, or the workload itself.
-fn route(snapshot: &Snapshot, destination: SocketAddr) -> Result<Route, Failure> {
+///
+/// `elsewhere`: the kernel has drawn among all endpoints, and the draw did not fall on one of this node.
+fn route(snapshot: &Snapshot, destination: SocketAddr, elsewhere: bool) -> Result<Route, Failure> {
     if let Some(frontend) = snapshot.frontend(destination) {
-        let endpoint = balance::pick(&frontend.endpoints, rand::random()).ok_or(Failure::NoEndpoints)?;
+        let others = frontend.endpoints.iter().filter(|endpoint| elsewhere && endpoint.locality != Locality::SameNode);
+        let others: Vec<_> = others.cloned().collect();
+        let among = if others.is_empty() { &frontend.endpoints[..] } else { &others[..] };
+        let endpoint = balance::pick(among, rand::random()).ok_or(Failure::NoEndpoints)?;
         return Ok(Route { service: Some(frontend.service.clone()), endpoint: endpoint.clone() });
     }
     let workload = snapshot.workload_serving(destination).ok_or(Failure::UnknownDestination(destination))?;

@@ -11,6 +11,7 @@ use crate::telemetry::live::{Direction, Flow, LiveGuard};
 use crate::tunnel::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Who speaks to whom.
 pub(super) struct Edge<'a> {
@@ -30,7 +31,19 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn begin(context: &Context, edge: &Edge<'_>, source: SocketAddr, destination: SocketAddr) -> Self {
-        let connection = context.metrics.edge(edge.key()).opened();
+        Self::begin_since(context, edge, Security::MutualTls, source, destination, Instant::now())
+    }
+
+    /// As [`Self::begin`], of a connection that began before, and may travel in another way.
+    pub(super) fn begin_since(
+        context: &Context,
+        edge: &Edge<'_>,
+        security: Security,
+        source: SocketAddr,
+        destination: SocketAddr,
+        since: Instant,
+    ) -> Self {
+        let connection = context.metrics.edge(edge.key(security)).opened_since(since);
         let direction = match edge.reporter {
             Reporter::Source => Direction::Outbound,
             Reporter::Destination => Direction::Inbound,
@@ -62,6 +75,21 @@ impl Session {
             suite: Some(tls.suite.as_str().into()),
             ..Flow::clone(&self.row.flow())
         });
+    }
+
+    /// No stream does: the kernel.
+    pub(super) fn carried_by_kernel(&self) {
+        self.row.set(Flow { transport: Some("kernel"), ..Flow::clone(&self.row.flow()) });
+    }
+
+    /// Bytes went from the source to the destination.
+    pub(super) fn asked(&self, bytes: u64) {
+        self.connection.add_received(bytes);
+    }
+
+    /// Bytes went from the destination to the source.
+    pub(super) fn answered(&self, bytes: u64) {
+        self.connection.add_sent(bytes);
     }
 
     /// What policy said about it.
@@ -109,7 +137,7 @@ impl Count for Session {
 }
 
 impl Edge<'_> {
-    fn key(&self) -> EdgeKey {
+    fn key(&self, security: Security) -> EdgeKey {
         EdgeKey {
             reporter: self.reporter,
             source: party(self.source),
@@ -119,7 +147,7 @@ impl Edge<'_> {
                 name: name.name().into(),
                 namespace: name.namespace().into(),
             }),
-            security: Security::MutualTls,
+            security,
         }
     }
 }

@@ -21,7 +21,7 @@ const SERVICE: u32 = 42;
 pub(crate) fn frontend(address: &str, backends: u32) -> MapOp {
     let address = socket_address(address);
     let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
-    MapOp::SetFrontend(key, Frontend::new(SERVICE, backends, 0, 0, 0))
+    MapOp::SetFrontend(key, Frontend::new(SERVICE, backends, 0, 0, 0, 0, 0, 0))
 }
 
 fn range(address: &str, length: u32, action: CidrAction) -> MapOp {

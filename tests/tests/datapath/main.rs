@@ -9,5 +9,6 @@ mod host;
 mod lifecycle;
 mod oracle;
 mod run;
+mod same_node;
 mod scene;
 mod verdicts;
