@@ -2,9 +2,12 @@
 
 use super::table::OwnTable;
 use crate::engine::{MapOp, is_group_header};
+use mesh_common::addr::Endpoint;
 use mesh_common::maps::{self, Spec};
 use mesh_common::policy::{Matched, VerdictKey};
-use mesh_common::service::{AppPort, AppPortKey, Backend, CidrAction, CidrKey, Frontend, FrontendKey, Pod, RangeKey};
+use mesh_common::service::{
+    AppPort, AppPortKey, Backend, CidrAction, CidrKey, DatagramFrontend, Frontend, FrontendKey, Pod, RangeKey,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -42,6 +45,7 @@ pub(super) struct Tables {
     backends: OwnTable<FrontendKey, Backend>,
     cidrs: OwnTable<PrefixKey<CidrKey>, CidrAction>,
     app_ports: OwnTable<AppPortKey, AppPort>,
+    datagrams: OwnTable<Endpoint, DatagramFrontend>,
     verdicts: OwnTable<VerdictKey, Matched>,
     ranges: OwnTable<PrefixKey<RangeKey>, u32>,
 }
@@ -54,6 +58,7 @@ impl Tables {
             backends: OwnTable::new(map(&maps::BACKENDS)?, &maps::BACKENDS)?,
             cidrs: OwnTable::new(map(&maps::CIDR)?, &maps::CIDR)?,
             app_ports: OwnTable::new(map(&maps::APPPORTS)?, &maps::APPPORTS)?,
+            datagrams: OwnTable::new(map(&maps::DATAGRAMS)?, &maps::DATAGRAMS)?,
             verdicts: OwnTable::new(map(&maps::VERDICTS)?, &maps::VERDICTS)?,
             ranges: OwnTable::new(map(&maps::RANGES)?, &maps::RANGES)?,
         })
@@ -67,6 +72,7 @@ impl Tables {
             (maps::BACKENDS.name, self.backends.count()),
             (maps::CIDR.name, self.cidrs.count()),
             (maps::APPPORTS.name, self.app_ports.count()),
+            (maps::DATAGRAMS.name, self.datagrams.count()),
             (maps::VERDICTS.name, self.verdicts.count()),
             (maps::RANGES.name, self.ranges.count()),
         ])
@@ -83,6 +89,8 @@ impl Tables {
             MapOp::RemoveCidr(length, range) => self.cidrs.remove(&prefix(*length, range)),
             MapOp::SetAppPort(key, value) => self.app_ports.set(key, value),
             MapOp::RemoveAppPort(key) => self.app_ports.remove(key),
+            MapOp::SetDatagram(key, value) => self.datagrams.set(key, value),
+            MapOp::RemoveDatagram(key) => self.datagrams.remove(key),
             MapOp::SetVerdict(key, value) => self.verdicts.set(key, value),
             MapOp::RemoveVerdict(key) => self.verdicts.remove(key),
             MapOp::SetRange(length, range, class) => self.ranges.set(&prefix(*length, range), class),
@@ -95,16 +103,19 @@ impl Tables {
     pub(super) fn retain_set_by(&self, ops: &[MapOp]) -> anyhow::Result<()> {
         let (mut frontends, mut cidrs, mut app_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let (mut verdicts, mut ranges, mut backends) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut datagrams = BTreeSet::new();
         for op in ops {
             match op {
                 MapOp::SetFrontend(key, _) => drop(frontends.insert(*key)),
                 MapOp::SetBackend(key, _) => drop(backends.insert(*key)),
                 MapOp::SetCidr(length, range, _) => drop(cidrs.insert(prefix(*length, range))),
                 MapOp::SetAppPort(key, _) => drop(app_ports.insert(*key)),
+                MapOp::SetDatagram(key, _) => drop(datagrams.insert(*key)),
                 MapOp::SetVerdict(key, _) => drop(verdicts.insert(*key)),
                 MapOp::SetRange(length, range, _) => drop(ranges.insert(prefix(*length, range))),
                 MapOp::RemoveFrontend(_)
                 | MapOp::RemoveBackend(_)
+                | MapOp::RemoveDatagram(_)
                 | MapOp::RemoveCidr(..)
                 | MapOp::RemoveAppPort(_)
                 | MapOp::RemoveVerdict(_)
@@ -115,6 +126,7 @@ impl Tables {
         // Capture goes before the guard, and both before the policies that they refer to.
         self.frontends.retain(|key| frontends.contains(key))?;
         self.backends.retain(|key| backends.contains(key))?;
+        self.datagrams.retain(|key| datagrams.contains(key))?;
         self.cidrs.retain(|key| cidrs.contains(key))?;
         self.app_ports.retain(|key| app_ports.contains(key))?;
         wait_for_running_programs();

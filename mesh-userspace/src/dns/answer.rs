@@ -73,8 +73,7 @@ pub(super) fn answer(bytes: &[u8], via: Via, namespace: &str, snapshot: &Snapsho
         return reply.end(limit, Answered::Malformed, head);
     }
     let name = &asked.name;
-    let labels: Vec<String> =
-        name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
+    let labels: Vec<String> = name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
     let is_internet = matches!(asked.query_class, DNSClass::IN | DNSClass::ANY);
     let found = if is_internet { zone::find(snapshot, dns, namespace, &labels) } else { Found::Elsewhere };
     if found == Found::Elsewhere {

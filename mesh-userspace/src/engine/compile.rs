@@ -45,6 +45,7 @@ impl Engine {
             self.refresh_frontend(address);
         }
         self.refresh_host_frontends();
+        self.refresh_all_datagrams();
     }
 
     /// Computes a service's endpoints and claims its frontends.
@@ -54,6 +55,7 @@ impl Engine {
         let traffic =
             Traffic::of(self.tables.snapshot.mesh.as_deref(), &service, self.traffic.winner(name).map(Arc::as_ref));
         let traffic = Arc::new(traffic);
+        self.compile_datagrams(name, &service, &traffic);
         for port in tcp_ports(&service) {
             let mut by_family = BTreeMap::new();
             for vip in service.vips.iter().map(IpAddr::to_canonical) {
@@ -72,7 +74,7 @@ impl Engine {
         }
     }
 
-    fn endpoints(&self, service: &Service, port: &ServicePort, vip: IpAddr) -> Arc<[Endpoint]> {
+    pub(super) fn endpoints(&self, service: &Service, port: &ServicePort, vip: IpAddr) -> Arc<[Endpoint]> {
         let snapshot = &self.tables.snapshot;
         let mut found: Vec<Endpoint> = self
             .selectors
@@ -182,6 +184,7 @@ impl Engine {
                 self.tables.app_ports.insert(AppPortKey::new(address.into(), port.to_be()), mode);
             }
         }
+        self.refresh_datagram_ports(address);
         self.refresh_hosts_at(address);
     }
 
@@ -211,7 +214,7 @@ impl Engine {
         self.tables.snapshot.mesh.iter().flat_map(|mesh| &mesh.exclude)
     }
 
-    fn is_excluded(&self, address: IpAddr) -> bool {
+    pub(super) fn is_excluded(&self, address: IpAddr) -> bool {
         self.excluded_ranges().any(|range| range.contains(&address))
     }
 }
@@ -232,7 +235,7 @@ pub(super) fn target_port(workload: &Workload, target: &TargetPort) -> Option<u1
 }
 
 /// The policy group and port that all endpoints share; without that, group 0: only the proxy knows which one it picks.
-fn common_group(endpoints: &[Endpoint], groups: &SharedMap<ObjectName, Arc<PolicyGroup>>) -> (u32, u16) {
+pub(super) fn common_group(endpoints: &[Endpoint], groups: &SharedMap<ObjectName, Arc<PolicyGroup>>) -> (u32, u16) {
     let of = |endpoint: &Endpoint| {
         (groups.get(&endpoint.workload.name).map_or(0, |group| group.number), endpoint.address.port())
     };
@@ -243,6 +246,10 @@ fn common_group(endpoints: &[Endpoint], groups: &SharedMap<ObjectName, Arc<Polic
 
 pub(super) fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
     service.ports.iter().filter(|port| port.protocol == Protocol::Tcp)
+}
+
+pub(super) fn udp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
+    service.ports.iter().filter(|port| port.protocol == Protocol::Udp)
 }
 
 fn errno(error: DeniedError) -> u32 {

@@ -1,6 +1,7 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
 mod carried;
+mod datagram;
 pub mod explain;
 mod failure;
 mod host;
@@ -16,6 +17,7 @@ mod session;
 pub mod verdict;
 
 pub use carried::Carried;
+pub use datagram::{DatagramOutbound, Datagrams};
 pub use failure::Failure;
 pub use host::HostOutbound;
 pub use inbound::Inbound;
