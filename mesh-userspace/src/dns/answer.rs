@@ -73,8 +73,7 @@ pub(super) fn answer(bytes: &[u8], via: Via, namespace: &str, snapshot: &Snapsho
         return reply.end(limit, Answered::Malformed, head);
     }
     let name = &asked.name;
-    let labels: Vec<String> =
-        name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
+    let labels: Vec<String> = name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
     let is_internet = matches!(asked.query_class, DNSClass::IN | DNSClass::ANY);
     let found = if is_internet { zone::find(snapshot, dns, namespace, &labels) } else { Found::Elsewhere };
     if found == Found::Elsewhere {
@@ -105,11 +104,9 @@ struct Reply {
 impl Reply {
     fn to(query: &Message, dns: &Dns) -> Self {
         let mut message = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
-        message.metadata = Metadata {
-            authoritative: true,
-            recursion_available: !dns.upstream.is_empty(),
-            ..Metadata::response_from_request(&query.metadata)
-        };
+        message.metadata = Metadata::response_from_request(&query.metadata);
+        message.metadata.authoritative = true;
+        message.metadata.recursion_available = !dns.upstream.is_empty();
         // As it was asked, to the case of its letters: callers may compare.
         message.queries.clone_from(&query.queries);
         if query.edns.is_some() {

@@ -2,14 +2,14 @@
 
 use super::{Endpoint, Engine, FrontendView, Locality, PolicyGroup, SharedMap, index};
 use crate::model::{
-    DeniedError, Mesh, Node, ObjectName, Protocol, SameNode, Service, ServicePort, TargetPort, Traffic, Workload,
-    WorkloadUid,
+    DNS_PORT, DeniedError, Mesh, Node, ObjectName, Protocol, SameNode, Service, ServicePort, TargetPort, Traffic,
+    Workload, WorkloadUid,
 };
 use ipnet::IpNet;
 use mesh_common::Ip;
 use mesh_common::capture;
 use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -25,7 +25,14 @@ impl Engine {
             let services: Vec<_> = snapshot.services.iter().map(|(name, _)| name.clone()).collect();
             self.dirty.extend(services);
         }
-        let (old, new) = (exclusions(old.as_ref()), exclusions(new));
+        let servers: BTreeSet<SocketAddr> = dns_servers(old.as_ref()).chain(dns_servers(new)).collect();
+        self.change_exclusions(exclusions(old.as_ref()), exclusions(new));
+        for address in servers {
+            self.refresh_frontend(address);
+        }
+    }
+
+    fn change_exclusions(&mut self, old: Vec<IpNet>, new: Vec<IpNet>) {
         if old == new {
             return;
         }
@@ -111,8 +118,11 @@ impl Engine {
 
     pub(super) fn refresh_frontend(&mut self, address: SocketAddr) {
         let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
-        let view = self.frontends.winner(&address).filter(|_| !self.is_excluded(address.ip())).cloned();
-        let host = self.host_frontend(address).filter(|_| !self.is_excluded(address.ip()));
+        let is_dns = self.tables.snapshot.mesh.as_ref().is_some_and(|mesh| mesh.answers_dns_at(address));
+        let view = self.frontends.winner(&address).filter(|_| !is_dns && !self.is_excluded(address.ip())).cloned();
+        // Of the mesh's own DNS the daemon itself is the one backend.
+        let host = if is_dns { Some(Frontend::new(0, 1, 0, 0, 0)) } else { self.host_frontend(address) };
+        let host = host.filter(|_| !self.is_excluded(address.ip()));
         let published = Arc::make_mut(&mut self.tables.snapshot);
         match view {
             Some(view) => {
@@ -244,6 +254,12 @@ fn errno(error: DeniedError) -> u32 {
 
 fn same_node(mesh: Option<&Arc<Mesh>>) -> SameNode {
     mesh.map(|mesh| mesh.same_node).unwrap_or_default()
+}
+
+/// Where the mesh's own DNS is asked.
+fn dns_servers(mesh: Option<&Arc<Mesh>>) -> impl Iterator<Item = SocketAddr> {
+    let addresses = mesh.and_then(|mesh| mesh.dns.as_ref()).into_iter().flat_map(|dns| &dns.addresses);
+    addresses.map(|address| SocketAddr::new(*address, DNS_PORT))
 }
 
 fn exclusions(mesh: Option<&Arc<Mesh>>) -> Vec<IpNet> {

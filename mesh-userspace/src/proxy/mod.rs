@@ -23,6 +23,7 @@ pub use plaintext::PlaintextSweep;
 pub use registry::{Cut, Registry};
 pub use report::Reports;
 
+use crate::dns;
 use crate::engine::Snapshot;
 use crate::model::NodeName;
 use crate::telemetry::connections::ConnectionMetrics;
@@ -49,6 +50,8 @@ pub struct Context {
     pub reports: Reports,
     /// What a change of policy must reach.
     pub registry: Registry,
+    /// Answers what workloads ask the mesh's own DNS.
+    pub dns: dns::Server,
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
 }

@@ -17,16 +17,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ca", &["model", "engine", "balance", "identity"]),
     ("dns", &["model", "engine", "balance", "identity"]),
     ("proxy", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns"]),
-    ("admin", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy"]),
+    (
+        "admin",
+        &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy"],
+    ),
     (
         "config",
-        &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy", "admin"],
+        &[
+            "model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy",
+            "admin",
+        ],
     ),
     (
         "app",
         &[
-            "model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy", "admin",
-            "config",
+            "model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy",
+            "admin", "config",
         ],
     ),
     // `nodemesh join` speaks to an authority, which is on another node: not through this node's daemon.

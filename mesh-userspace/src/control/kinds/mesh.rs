@@ -87,7 +87,8 @@ fn dns(mut fields: Fields, findings: &mut Findings) -> Option<Arc<Dns>> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     let stated = fields.require("addresses", findings);
     let items = stated.and_then(|entry| fields::list(&entry.value, "spec.dns.addresses", findings)).unwrap_or_default();
-    if let Some(entry) = stated.filter(|entry| matches!(&entry.value.value, Value::Sequence(items) if items.is_empty())) {
+    if let Some(entry) = stated.filter(|entry| matches!(&entry.value.value, Value::Sequence(items) if items.is_empty()))
+    {
         let help = "list one IPv4 or IPv6 address that nothing else has".to_owned();
         findings.report(Code::AddressCount, entry.value.at, "`spec.dns.addresses` is empty".to_owned(), Some(help));
     }
