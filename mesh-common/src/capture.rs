@@ -215,7 +215,7 @@ mod tests {
     }
 
     fn pod(flags: u16) -> Pod {
-        Pod::new(ip("10.0.0.5"), ip("fd00::5"), 1, 15001_u16.to_be(), flags, 2)
+        Pod::new(ip("10.0.0.5"), ip("fd00::5"), 1, 15001_u16.to_be(), flags, 2, Ip::UNSPECIFIED, Ip::UNSPECIFIED)
     }
 
     fn call(destination: &str) -> Call {
@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(capture(ip("10.96.0.1"), &pod(0), false), Ok(Verdict::Capture(ip("10.0.0.5"))));
         assert_eq!(capture(ip("::ffff:10.96.0.1"), &pod(0), false), Ok(Verdict::Capture(ip("::ffff:10.0.0.5"))));
         assert_eq!(capture(ip("fd00:96::1"), &pod(0), false), Ok(Verdict::Capture(ip("fd00::5"))));
-        let v4_only = Pod::new(ip("10.0.0.5"), Ip::UNSPECIFIED, 1, 0, 0, 2);
+        let v4_only = Pod::new(ip("10.0.0.5"), Ip::UNSPECIFIED, 1, 0, 0, 2, Ip::UNSPECIFIED, Ip::UNSPECIFIED);
         let refusal = capture(ip("fd00:96::1"), &v4_only, false).unwrap_err();
         assert_eq!(refusal, Refusal { outcome: Outcome::ConnectNoAddress, errno: EADDRNOTAVAIL });
     }

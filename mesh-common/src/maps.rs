@@ -1,6 +1,7 @@
 //! Every map of the eBPF object: name, kind, capacity. A test holds this list against the object file.
 
-use crate::{addr::Ip, flow, outcome, policy, service};
+use crate::addr::{Endpoint, Ip};
+use crate::{flow, outcome, policy, service};
 use core::mem::size_of;
 
 /// Slots of `CFG`, an array of `u64`.
@@ -75,6 +76,11 @@ pub const MAX_BYPASS: u32 = 16_384;
 pub const MAX_HOSTS: u32 = 256;
 pub const MAX_VERDICTS: u32 = 32_768;
 pub const MAX_RANGES: u32 = 16_384;
+pub const MAX_DATAGRAMS: u32 = 65_536;
+/// Frontends that workloads have sent datagrams to, and [`MAX_CALLERS`].
+pub const MAX_ALIASES: u32 = 98_304;
+/// Datagram flows that the daemon delivers to workloads of the node.
+pub const MAX_CALLERS: u32 = 32_768;
 /// Bytes; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -121,6 +127,10 @@ pub const RANGES: Spec = Spec {
     max_entries: MAX_RANGES,
     preallocated: false,
 };
+pub const DATAGRAMS: Spec =
+    hash("DATAGRAMS", size_of::<Endpoint>(), size_of::<service::DatagramFrontend>(), MAX_DATAGRAMS);
+pub const ALIASES: Spec = hash("ALIASES", size_of::<Endpoint>(), size_of::<Endpoint>(), MAX_ALIASES);
+pub const CALLERS: Spec = hash("CALLERS", size_of::<service::BypassKey>(), size_of::<Endpoint>(), MAX_CALLERS);
 pub const EVENTS: Spec = Spec {
     name: "EVENTS",
     kind: Kind::RingBuf,
@@ -131,8 +141,10 @@ pub const EVENTS: Spec = Spec {
 };
 
 /// Every map, once.
-pub const ALL: &[Spec] =
-    &[CFG, OUTCOMES, PODS, SVC, CIDR, ORIG, TUPLES, APPPORTS, BYPASS, HOSTS, OWNER, VERDICTS, RANGES, EVENTS];
+pub const ALL: &[Spec] = &[
+    CFG, OUTCOMES, PODS, SVC, CIDR, ORIG, TUPLES, APPPORTS, BYPASS, HOSTS, OWNER, VERDICTS, RANGES, DATAGRAMS, ALIASES,
+    CALLERS, EVENTS,
+];
 
 /// What all maps of a node may take when they are created and empty, in bytes (KERNEL: 64k LRU entries are ~10 MB).
 pub const IDLE_BUDGET_BYTES: u64 = 16 << 20;

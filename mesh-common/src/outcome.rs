@@ -80,6 +80,36 @@ outcomes! {
     VerdictLost = 28, "policy", "event_lost", "error", "the ring buffer was half full: a verdict is counted and not named";
     OwnerLost = 29, "sock_create", "storage_full", "error",
         "no memory to record which host-network workload made a socket; its connects are refused";
+    DatagramNotWorkload = 30, "datagram", "not_workload", "pass",
+        "the caller's network namespace is no workload of this node whose UDP is captured";
+    DatagramOwn = 31, "datagram", "own_mark", "pass", "the daemon's own datagram";
+    DatagramLoopback = 32, "datagram", "loopback", "pass", "the destination is loopback or unspecified";
+    DatagramSelf = 33, "datagram", "self", "pass", "the workload called its own address";
+    DatagramUnmeshed = 34, "datagram", "unmeshed", "pass", "the destination is no UDP port of the mesh";
+    DatagramFailOpen = 35, "datagram", "fail_open", "pass",
+        "the daemon's heartbeat is stale and the workload fails open: sent directly, in plaintext";
+    DatagramConnected = 36, "datagram", "connected", "capture", "connect() of a UDP socket was redirected to the daemon";
+    DatagramSent = 37, "datagram", "sent", "capture", "a datagram of an unconnected socket was redirected to the daemon";
+    DatagramReplied = 38, "datagram", "replied", "capture",
+        "an answer to a meshed caller was redirected to the daemon's socket for that caller";
+    DatagramNoEndpoints = 39, "datagram", "no_endpoints", "refuse",
+        "the service is known and has no endpoint: ECONNREFUSED";
+    DatagramDaemonDown = 40, "datagram", "daemon_down", "refuse",
+        "the daemon's heartbeat is stale and the workload fails closed: ECONNREFUSED";
+    DatagramNoAddress = 41, "datagram", "no_address", "refuse",
+        "the workload has no alias of the socket's family to redirect to: EADDRNOTAVAIL";
+    DatagramStorageFull = 42, "datagram", "storage_full", "refuse",
+        "no memory to record the original destination: ECONNREFUSED";
+    DatagramDenied = 43, "datagram", "policy_denied", "refuse",
+        "authorization policy does not allow the datagram: EACCES, or ECONNREFUSED if MeshConfig says so";
+    AliasResolved = 44, "recvmsg", "rewritten", "capture", "a received datagram's source was shown as who it stands for";
+    DatagramUnguarded = 45, "udp_lookup", "unguarded", "pass", "no UDP service leads to the local port";
+    DatagramDelivered = 46, "udp_lookup", "authenticated", "pass", "the daemon delivers an authenticated datagram";
+    DatagramSelfTraffic = 47, "udp_lookup", "self", "pass", "the workload called itself";
+    DatagramPlaintext = 48, "udp_lookup", "plaintext", "pass", "a plaintext datagram from outside was admitted";
+    DatagramStrict = 49, "udp_lookup", "strict", "drop", "a plaintext datagram from outside was refused (STRICT)";
+    DatagramPolicy = 50, "udp_lookup", "policy_denied", "drop", "authorization policy does not allow this plaintext datagram";
+    DatagramMeshPort = 51, "udp_lookup", "mesh_port", "drop", "a datagram was sent to the daemon's in-pod port itself";
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@ use crate::addr::Ip;
 
 /// `IPPROTO_TCP`.
 pub const PROTO_TCP: u16 = 6;
+/// `IPPROTO_UDP`.
+pub const PROTO_UDP: u16 = 17;
 
 pod! {
     /// Value of `PODS` (key: netns cookie) and of `HOSTS` (key: cgroup id): a workload of this node whose connects are
     /// captured.
-    pub struct Pod [44] {
+    pub struct Pod [76] {
         /// The workload's IPv4 address, or unspecified: where its in-pod IPv4 listener is bound.
         ip4: Ip,
         /// The workload's IPv6 address, or unspecified.
@@ -21,6 +23,10 @@ pod! {
         flags: u16,
         /// The number of its identity as a source in `VERDICTS`.
         identity: u32,
+        /// The first of its IPv4 aliases ([`crate::datagram`]), or unspecified: its UDP over IPv4 is not captured.
+        alias4: Ip,
+        /// The first of its IPv6 aliases, or unspecified. Random, and known in this workload only.
+        alias6: Ip,
     }
 }
 
@@ -91,10 +97,39 @@ impl CidrAction {
 pod! {
     /// Key of `APPPORTS`: a local workload's address and port; port 0 holds the address's default. In the node's own
     /// namespace there is no default, and an unspecified address holds what is said of a port at any of its addresses.
+    ///
+    /// The reserved bytes are zero for what is said of TCP; [`AppPortKey::datagram`] names a UDP port.
     pub struct AppPortKey [20] {
         addr: Ip,
         port_be: u16,
         ; reserved pad: [u8; 2]
+    }
+}
+
+impl AppPortKey {
+    /// A UDP port that a service leads to. There is no default: other UDP ports are not guarded, for they may be those
+    /// of the workload's own calls, whose answers come without a connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn datagram(addr: Ip, port_be: u16) -> Self {
+        Self { addr, port_be, pad: PROTO_UDP.to_ne_bytes() }
+    }
+}
+
+pod! {
+    /// Value of `DATAGRAMS` (key: address and UDP port): a frontend whose datagrams are captured.
+    pub struct DatagramFrontend [20] {
+        /// 0 for a workload's own address.
+        service: u32,
+        /// Number of usable backends; 0 refuses at once.
+        backends: u32,
+        /// The policy group that all backends share, or 0: the proxy decides once it has picked one.
+        group: u32,
+        /// Stands for the frontend in the address that a datagram is redirected to.
+        number: u32,
+        /// With a group: the port that the backends' rules see, network byte order.
+        target_port_be: u16,
+        flags: u16,
     }
 }
 

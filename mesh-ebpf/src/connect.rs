@@ -120,7 +120,7 @@ pub(crate) fn forget(ctx: &SockAddrContext) {
 }
 
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, original: &OriginalDestination) -> Result<(), Refusal> {
+pub(crate) fn remember(ctx: &SockAddrContext, original: &OriginalDestination) -> Result<(), Refusal> {
     // SAFETY: the map and the socket are valid for the program's run; a null initial value means zeroed.
     let storage = unsafe {
         bpf_sk_storage_get(
@@ -147,13 +147,13 @@ fn rewrite<F: Family>(ctx: &SockAddrContext, listener: Ip, port_be: u16) {
 }
 
 #[inline(always)]
-fn daemon_is_silent(now: u64) -> bool {
+pub(crate) fn daemon_is_silent(now: u64) -> bool {
     let heartbeat = maps::setting(CfgSlot::Heartbeat);
     capture::heartbeat_is_stale(now, heartbeat, maps::setting(CfgSlot::HeartbeatTimeout))
 }
 
 #[inline(always)]
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     // SAFETY: a plain helper call.
     unsafe { bpf_ktime_get_ns() }
 }
@@ -165,6 +165,6 @@ fn caller_cgroup() -> u64 {
 }
 
 #[inline(always)]
-fn caller_pid() -> u32 {
+pub(crate) fn caller_pid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }

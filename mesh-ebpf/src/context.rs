@@ -103,6 +103,13 @@ pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     field!(raw, __bindgen_anon_1.sk)
 }
 
+/// The port that the calling socket is bound to, network byte order; 0 if it is not.
+#[inline(always)]
+pub(crate) fn local_port_be(ctx: &SockAddrContext) -> u16 {
+    // Host byte order in the context.
+    (field!(socket(ctx), src_port) as u16).to_be()
+}
+
 /// SO_MARK of the calling socket.
 #[inline(always)]
 pub(crate) fn mark(ctx: &SockAddrContext) -> u32 {

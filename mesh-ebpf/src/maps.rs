@@ -5,14 +5,15 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
-use mesh_common::addr::Ip;
+use mesh_common::addr::{Endpoint, Ip};
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::maps::{self, CfgSlot};
 use mesh_common::outcome::Outcome;
 use mesh_common::policy::source::EVERYONE;
 use mesh_common::policy::{Matched, VerdictKey};
 use mesh_common::service::{
-    AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, Pod, RangeKey,
+    AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, DatagramFrontend, Frontend, FrontendKey, PROTO_TCP, Pod,
+    RangeKey,
 };
 
 #[map]
@@ -44,6 +45,13 @@ static VERDICTS: HashMap<VerdictKey, Matched> =
     HashMap::with_max_entries(maps::VERDICTS.max_entries, BPF_F_NO_PREALLOC);
 #[map]
 static RANGES: LpmTrie<RangeKey, u32> = LpmTrie::with_max_entries(maps::RANGES.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static DATAGRAMS: HashMap<Endpoint, DatagramFrontend> =
+    HashMap::with_max_entries(maps::DATAGRAMS.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static ALIASES: HashMap<Endpoint, Endpoint> = HashMap::with_max_entries(maps::ALIASES.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static CALLERS: HashMap<BypassKey, Endpoint> = HashMap::with_max_entries(maps::CALLERS.max_entries, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
 
@@ -137,4 +145,32 @@ pub(crate) fn announce(key: &BypassKey) -> Result<(), Outcome> {
 pub(crate) fn retract(key: &BypassKey) {
     // Gone already if the LRU evicted it.
     let _gone = BYPASS.remove(key);
+}
+
+/// A UDP frontend. A copy, as for `pod`.
+#[inline(always)]
+pub(crate) fn datagram_frontend(addr: Ip, port_be: u16) -> Option<DatagramFrontend> {
+    // SAFETY: as for `pod`.
+    unsafe { DATAGRAMS.get(Endpoint::new(addr, port_be)) }.copied()
+}
+
+/// What guards a UDP port of a local workload.
+#[inline(always)]
+pub(crate) fn datagram_port(addr: Ip, port_be: u16) -> Option<AppPort> {
+    // SAFETY: as for `pod`.
+    unsafe { APPPORTS.get(AppPortKey::datagram(addr, port_be)) }.copied()
+}
+
+/// Whom an alias stands for.
+#[inline(always)]
+pub(crate) fn alias(alias: &Endpoint) -> Option<Endpoint> {
+    // SAFETY: as for `pod`.
+    unsafe { ALIASES.get(alias) }.copied()
+}
+
+/// The alias of a caller (remote) whose datagrams the daemon delivers to a workload's port (local).
+#[inline(always)]
+pub(crate) fn caller(key: &BypassKey) -> Option<Endpoint> {
+    // SAFETY: as for `pod`.
+    unsafe { CALLERS.get(key) }.copied()
 }

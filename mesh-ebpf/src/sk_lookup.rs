@@ -4,7 +4,7 @@
 //! loopback: one that nobody thought of must not be a way around. That a connection comes from there proves nothing.
 
 use crate::context::{self, Arriving};
-use crate::{emit, maps};
+use crate::{datagram_guard, emit, maps};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::capture;
@@ -12,12 +12,16 @@ use mesh_common::event::VerdictRecord;
 use mesh_common::maps::CfgSlot;
 use mesh_common::outcome::Outcome;
 use mesh_common::policy::{self, Arrival, Matched, Mode, Verdict};
-use mesh_common::service::{BypassKey, PROTO_TCP};
+use mesh_common::service::{BypassKey, PROTO_TCP, PROTO_UDP};
 
 /// Decides whether the connection may look for its listener, and what to count.
 #[inline(always)]
 pub(crate) fn decide<const NODE: bool>(ctx: &SkLookupContext) -> (Verdict, Outcome) {
     let connection = context::arriving(ctx);
+    // In the node's own namespace UDP is not the mesh's.
+    if !NODE && connection.protocol == u32::from(PROTO_UDP) {
+        return datagram_guard::decide(&connection);
+    }
     if connection.protocol != u32::from(PROTO_TCP) {
         return (Verdict::Pass, Outcome::LookupNotTcp);
     }

@@ -23,8 +23,9 @@ use crate::datapath::Datapath;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
-use crate::proxy::{Context, LocalWorkloads, Registry, Reports};
+use crate::proxy::{Context, Datagrams, LocalWorkloads, Registry, Reports};
 use crate::telemetry::catalog::CatalogMetrics;
+use crate::telemetry::datagrams::DatagramMetrics;
 use crate::telemetry::dns::DnsMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
@@ -54,6 +55,7 @@ pub struct App {
     admin: admin::Server,
     namespaces: Namespaces,
     flows: FlowMetrics,
+    datagrams: Datagrams,
     datapath: Datapath,
     authority: Option<ca::Hosted>,
 }
@@ -104,6 +106,7 @@ impl App {
         let namespaces = Namespaces::spawn().context("cannot start the thread that enters network namespaces")?;
         let flows = FlowMetrics::register(metrics.registry());
         let datapath = Datapath::load(&config.datapath).context("cannot load the eBPF programs")?;
+        let datagrams = Datagrams::new(datapath.aliases(), &DatagramMetrics::register(metrics.registry()));
         sources::register_kernel(&mut metrics, datapath.counters(), &identities);
         Ok(Self {
             config,
@@ -118,6 +121,7 @@ impl App {
             admin,
             namespaces,
             flows,
+            datagrams,
             datapath,
             authority,
         })

@@ -65,6 +65,7 @@ impl App {
             context: self.context.clone(),
             namespaces: self.namespaces.clone(),
             bypass: self.datapath.bypass(),
+            datagrams: self.datagrams.clone(),
             mark,
             draining: release.clone(),
         };
@@ -98,7 +99,7 @@ impl App {
         let reconciler = Reconciler {
             engine: Engine::new(self.config.node.clone()).with_own_ports(ports.outbound, &ports.others),
             datapath: self.datapath,
-            workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, ports, mark),
+            workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, self.datagrams, ports, mark),
             context: self.context.clone(),
             identities: identities.clone(),
             report,

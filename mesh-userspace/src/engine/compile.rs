@@ -2,14 +2,14 @@
 
 use super::{Endpoint, Engine, FrontendView, Locality, PolicyGroup, SharedMap, index};
 use crate::model::{
-    DNS_PORT, DeniedError, Mesh, Node, ObjectName, Protocol, SameNode, Service, ServicePort, TargetPort, Traffic,
-    Workload, WorkloadUid,
+    DeniedError, Mesh, Node, ObjectName, Protocol, SameNode, Service, ServicePort, TargetPort, Traffic, Workload,
+    WorkloadUid,
 };
 use ipnet::IpNet;
 use mesh_common::Ip;
 use mesh_common::capture;
 use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -25,11 +25,8 @@ impl Engine {
             let services: Vec<_> = snapshot.services.iter().map(|(name, _)| name.clone()).collect();
             self.dirty.extend(services);
         }
-        let servers: BTreeSet<SocketAddr> = dns_servers(old.as_ref()).chain(dns_servers(new)).collect();
         self.change_exclusions(exclusions(old.as_ref()), exclusions(new));
-        for address in servers {
-            self.refresh_frontend(address);
-        }
+        self.change_dns(old.as_ref(), new);
     }
 
     fn change_exclusions(&mut self, old: Vec<IpNet>, new: Vec<IpNet>) {
@@ -49,6 +46,7 @@ impl Engine {
             self.refresh_frontend(address);
         }
         self.refresh_host_frontends();
+        self.refresh_all_datagrams();
     }
 
     /// Computes a service's endpoints and claims its frontends.
@@ -58,6 +56,7 @@ impl Engine {
         let traffic =
             Traffic::of(self.tables.snapshot.mesh.as_deref(), &service, self.traffic.winner(name).map(Arc::as_ref));
         let traffic = Arc::new(traffic);
+        self.compile_datagrams(name, &service, &traffic);
         for port in tcp_ports(&service) {
             let mut by_family = BTreeMap::new();
             for vip in service.vips.iter().map(IpAddr::to_canonical) {
@@ -76,7 +75,7 @@ impl Engine {
         }
     }
 
-    fn endpoints(&self, service: &Service, port: &ServicePort, vip: IpAddr) -> Arc<[Endpoint]> {
+    pub(super) fn endpoints(&self, service: &Service, port: &ServicePort, vip: IpAddr) -> Arc<[Endpoint]> {
         let snapshot = &self.tables.snapshot;
         let mut found: Vec<Endpoint> = self
             .selectors
@@ -118,7 +117,7 @@ impl Engine {
 
     pub(super) fn refresh_frontend(&mut self, address: SocketAddr) {
         let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
-        let is_dns = self.tables.snapshot.mesh.as_ref().is_some_and(|mesh| mesh.answers_dns_at(address));
+        let is_dns = self.is_dns(address);
         let view = self.frontends.winner(&address).filter(|_| !is_dns && !self.is_excluded(address.ip())).cloned();
         // Of the mesh's own DNS the daemon itself is the one backend.
         let host = if is_dns { Some(Frontend::new(0, 1, 0, 0, 0)) } else { self.host_frontend(address) };
@@ -181,6 +180,7 @@ impl Engine {
                 self.tables.app_ports.insert(AppPortKey::new(address.into(), port.to_be()), mode);
             }
         }
+        self.refresh_datagram_ports(address);
         self.refresh_hosts_at(address);
     }
 
@@ -210,7 +210,7 @@ impl Engine {
         self.tables.snapshot.mesh.iter().flat_map(|mesh| &mesh.exclude)
     }
 
-    fn is_excluded(&self, address: IpAddr) -> bool {
+    pub(super) fn is_excluded(&self, address: IpAddr) -> bool {
         self.excluded_ranges().any(|range| range.contains(&address))
     }
 }
@@ -231,7 +231,7 @@ pub(super) fn target_port(workload: &Workload, target: &TargetPort) -> Option<u1
 }
 
 /// The policy group and port that all endpoints share; without that, group 0: only the proxy knows which one it picks.
-fn common_group(endpoints: &[Endpoint], groups: &SharedMap<ObjectName, Arc<PolicyGroup>>) -> (u32, u16) {
+pub(super) fn common_group(endpoints: &[Endpoint], groups: &SharedMap<ObjectName, Arc<PolicyGroup>>) -> (u32, u16) {
     let of = |endpoint: &Endpoint| {
         (groups.get(&endpoint.workload.name).map_or(0, |group| group.number), endpoint.address.port())
     };
@@ -244,6 +244,10 @@ pub(super) fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort>
     service.ports.iter().filter(|port| port.protocol == Protocol::Tcp)
 }
 
+pub(super) fn udp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
+    service.ports.iter().filter(|port| port.protocol == Protocol::Udp)
+}
+
 fn errno(error: DeniedError) -> u32 {
     let errno = match error {
         DeniedError::AccessDenied => capture::EACCES,
@@ -254,12 +258,6 @@ fn errno(error: DeniedError) -> u32 {
 
 fn same_node(mesh: Option<&Arc<Mesh>>) -> SameNode {
     mesh.map(|mesh| mesh.same_node).unwrap_or_default()
-}
-
-/// Where the mesh's own DNS is asked.
-fn dns_servers(mesh: Option<&Arc<Mesh>>) -> impl Iterator<Item = SocketAddr> {
-    let addresses = mesh.and_then(|mesh| mesh.dns.as_ref()).into_iter().flat_map(|dns| &dns.addresses);
-    addresses.map(|address| SocketAddr::new(*address, DNS_PORT))
 }
 
 fn exclusions(mesh: Option<&Arc<Mesh>>) -> Vec<IpNet> {

@@ -40,6 +40,11 @@ fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
                 let key = AppPortKey::new((*address).into(), port.to_be());
                 maps.app_ports.insert(key, AppPort::new(*mode as u32, 0));
             }
+            for port in naive_datagram_ports(catalog, workload) {
+                let mode = workload.port_modes.get(&port).copied().unwrap_or(workload.mode);
+                let key = AppPortKey::datagram((*address).into(), port.to_be());
+                maps.app_ports.insert(key, AppPort::new(mode as u32, 0));
+            }
         }
     }
     for range in &exclude {
@@ -89,6 +94,23 @@ fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
         }
     }
     maps
+}
+
+/// The UDP ports of a workload that services lead to.
+fn naive_datagram_ports(catalog: &Catalog, workload: &Workload) -> BTreeSet<u16> {
+    let selects = |service: &&Arc<Service>| {
+        !service.selector.is_empty()
+            && service.name.namespace() == workload.name.namespace()
+            && service.selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+    };
+    let udp = catalog.services.values().filter(selects).flat_map(|service| &service.ports);
+    udp.filter(|port| port.protocol == Protocol::Udp)
+        .map(|port| match &port.target {
+            TargetPort::Number(number) => *number,
+            TargetPort::Name(name) => workload.ports.get(name).copied().unwrap_or(0),
+        })
+        .filter(|port| *port != 0)
+        .collect()
 }
 
 /// Who has which declared port of which node's address, and what guards them on this node.

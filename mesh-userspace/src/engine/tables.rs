@@ -2,9 +2,12 @@
 
 use super::{SharedMap, Snapshot};
 use crate::model::{Workload, WorkloadUid};
+use mesh_common::addr::Endpoint;
 use mesh_common::policy::source::EVERYONE;
 use mesh_common::policy::{Matched, VerdictKey};
-use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, RangeKey};
+use mesh_common::service::{
+    AppPort, AppPortKey, CidrAction, CidrKey, DatagramFrontend, Frontend, FrontendKey, RangeKey,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,6 +19,8 @@ pub struct Tables {
     /// Key: prefix length within 128 bits (IPv4: 96 + n), and the network address.
     pub cidrs: SharedMap<(u32, CidrKey), CidrAction>,
     pub app_ports: SharedMap<AppPortKey, AppPort>,
+    /// UDP frontends, by address and port.
+    pub datagrams: SharedMap<Endpoint, DatagramFrontend>,
     pub verdicts: SharedMap<VerdictKey, Matched>,
     /// Key: prefix length within 160 bits (IPv4: 128 + n), the group's number and the network address.
     pub ranges: SharedMap<(u32, RangeKey), u32>,
@@ -35,6 +40,8 @@ pub enum MapOp {
     SetAppPort(AppPortKey, AppPort),
     SetCidr(u32, CidrKey, CidrAction),
     SetFrontend(FrontendKey, Frontend),
+    SetDatagram(Endpoint, DatagramFrontend),
+    RemoveDatagram(Endpoint),
     RemoveFrontend(FrontendKey),
     RemoveCidr(u32, CidrKey),
     RemoveAppPort(AppPortKey),
@@ -62,6 +69,7 @@ pub fn diff(old: &Tables, new: &Tables) -> Vec<MapOp> {
     // before the removals; when it goes as a whole its header goes first.
     frontends_set.sort_by_key(|(key, _)| key.slot() == 0);
     frontends_removed.sort_by_key(|key| key.slot() != 0);
+    let (datagrams_set, datagrams_removed) = new.datagrams.changes_since(&old.datagrams);
     let (mut verdicts_set, mut verdicts_removed) = new.verdicts.changes_since(&old.verdicts);
     let (ranges_set, ranges_removed) = new.ranges.changes_since(&old.ranges);
     verdicts_set.sort_by_key(|(key, _)| is_group_header(key));
@@ -74,6 +82,8 @@ pub fn diff(old: &Tables, new: &Tables) -> Vec<MapOp> {
     ops.extend(app_ports_set.into_iter().map(|(key, value)| MapOp::SetAppPort(*key, *value)));
     ops.extend(cidrs_set.into_iter().map(|((length, key), value)| MapOp::SetCidr(*length, *key, *value)));
     ops.extend(frontends_set.into_iter().map(|(key, value)| MapOp::SetFrontend(*key, *value)));
+    ops.extend(datagrams_set.into_iter().map(|(key, value)| MapOp::SetDatagram(*key, *value)));
+    ops.extend(datagrams_removed.into_iter().map(|key| MapOp::RemoveDatagram(*key)));
     ops.extend(frontends_removed.into_iter().map(|key| MapOp::RemoveFrontend(*key)));
     ops.extend(cidrs_removed.into_iter().map(|(length, key)| MapOp::RemoveCidr(*length, *key)));
     ops.extend(app_ports_removed.into_iter().map(|key| MapOp::RemoveAppPort(*key)));

@@ -5,10 +5,10 @@ use super::relay::{relay, reset_on_close};
 use super::report::Parties;
 use super::session::{Edge, Session};
 use super::verdict::{self, Caller};
-use super::{Context, Failure, LocalWorkload};
+use super::{Context, Datagrams, Failure, LocalWorkload};
 use crate::datapath::Bypass;
 use crate::engine::Snapshot;
-use crate::model::{ObjectName, Workload};
+use crate::model::{ObjectName, Protocol, Workload};
 use crate::netns::Namespaces;
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
@@ -25,6 +25,7 @@ pub struct Inbound {
     pub context: Arc<Context>,
     pub namespaces: Namespaces,
     pub bypass: Bypass,
+    pub datagrams: Datagrams,
     /// SO_MARK of sockets made inside workloads' namespaces.
     pub mark: u32,
     /// Cancelled when the daemon drains: new streams are refused, so that their callers go elsewhere.
@@ -32,12 +33,12 @@ pub struct Inbound {
 }
 
 /// A stream whose ends are known and that has entered the registry; not decided about yet.
-struct Admitted {
-    local: Arc<LocalWorkload>,
-    source: Arc<Workload>,
-    ticket: Ticket,
+pub(super) struct Admitted {
+    pub(super) local: Arc<LocalWorkload>,
+    pub(super) source: Arc<Workload>,
+    pub(super) ticket: Ticket,
     /// Read after it has entered.
-    snapshot: Arc<Snapshot>,
+    pub(super) snapshot: Arc<Snapshot>,
 }
 
 impl Inbound {
@@ -54,7 +55,10 @@ impl Inbound {
 
     async fn stream(&self, incoming: Incoming) {
         match self.admit(&incoming) {
-            Ok(admitted) => self.carry(incoming, admitted).await,
+            Ok(admitted) => match incoming.header.protocol {
+                Protocol::Tcp => self.carry(incoming, admitted).await,
+                Protocol::Udp => self.carry_datagrams(incoming, admitted).await,
+            },
             Err(refusal) => {
                 tracing::warn!(
                     reason = refusal.reason(), source = %incoming.source, claimed = %incoming.header.source,

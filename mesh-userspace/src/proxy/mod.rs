@@ -1,5 +1,6 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
+mod datagram;
 pub mod explain;
 mod failure;
 mod host;
@@ -14,6 +15,7 @@ mod report;
 mod session;
 pub mod verdict;
 
+pub use datagram::{DatagramOutbound, Datagrams};
 pub use failure::Failure;
 pub use host::HostOutbound;
 pub use inbound::Inbound;

@@ -9,7 +9,7 @@ use super::{Context, Failure, LocalWorkload};
 use crate::balance;
 use crate::datapath::Tuples;
 use crate::engine::{Endpoint, Snapshot};
-use crate::model::{Service, Workload};
+use crate::model::{Protocol, Service, Workload};
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{Peer, Stream, StreamHeader};
@@ -174,6 +174,7 @@ impl Outbound {
             address: SocketAddr::new(*address, self.context.tunnel_port),
         };
         let header = StreamHeader {
+            protocol: Protocol::Tcp,
             destination: route.endpoint.address,
             service: route.service.as_ref().map(|service| service.name.to_string()),
             source: own,
@@ -229,7 +230,7 @@ pub(super) fn original_destination(
 
 /// The address under which the workload speaks: the other side accepts only addresses that the catalog gives to the
 /// identity, so a socket bound to another local address speaks under the workload's own.
-fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr {
+pub(super) fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr {
     if workload.addresses.contains(&source.ip()) {
         return source;
     }

@@ -7,6 +7,7 @@ pub mod ca;
 pub mod catalog;
 pub mod certificates;
 pub mod connections;
+pub mod datagrams;
 pub mod datapath;
 pub mod dns;
 mod exposition;

@@ -2,7 +2,7 @@
 
 use super::lanes::Lanes;
 use super::quic::Quic;
-use super::{Config, OpenError, Stream, StreamHeader};
+use super::{Config, DatagramFlow, OpenError, Sink, Stream, StreamHeader};
 use crate::identity::Identities;
 use crate::model::{NodeName, SpiffeId, TransportChoice, WorkloadUid};
 use crate::telemetry::tunnel::TunnelMetrics;
@@ -93,6 +93,21 @@ impl Tunnel {
             TransportChoice::Auto | TransportChoice::Lanes => self.lanes.open(peer, header).await,
             TransportChoice::Quic => self.quic.open(peer, header).await,
         }
+    }
+
+    /// Opens a flow of datagrams, which only QUIC carries; what the other end sends goes to `sink`.
+    ///
+    /// # Errors
+    /// As [`Transport::open`].
+    pub async fn open_datagrams(
+        &self,
+        peer: &Peer,
+        header: &StreamHeader,
+        sink: Sink,
+    ) -> Result<DatagramFlow, OpenError> {
+        // Without one, the transport says so.
+        let _has_certificate = self.identities.wait_for(&peer.source, self.patience).await;
+        self.quic.open_flow(peer, header, sink).await
     }
 
     /// Closes every connection to the workload at once, with the streams on it.

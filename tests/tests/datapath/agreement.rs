@@ -6,6 +6,7 @@ use crate::bed::{Bed, OUTBOUND, counted};
 use crate::oracle::{Caller, World, selects, target};
 use crate::run::Program;
 use crate::scene::{PORTS, Scene};
+use mesh_common::Ip;
 use mesh_common::outcome::Outcome;
 use mesh_common::policy::{Arrival, Mode, Verdict, decide};
 use mesh_common::service::Pod;
@@ -55,7 +56,7 @@ impl<'a> Kernel<'a> {
     fn connect(&mut self, caller: &Workload, snapshot: &Snapshot, to: &[SocketAddr]) -> Vec<i32> {
         let identity = snapshot.identity_number(&caller.identity);
         let [v4, v6] = [caller.addresses[0], caller.addresses[1]].map(Into::into);
-        let pod = Pod::new(v4, v6, 1, OUTBOUND.to_be(), 0, identity);
+        let pod = Pod::new(v4, v6, 1, OUTBOUND.to_be(), 0, identity, Ip::UNSPECIFIED, Ip::UNSPECIFIED);
         self.datapath.arm_pod(self.bed.pod.cookie(), pod).unwrap();
         let to = to.to_vec();
         self.bed.pod.run(move || {

@@ -4,6 +4,7 @@
 mod agreement;
 mod bed;
 mod capture;
+mod datagram;
 mod guard;
 mod host;
 mod lifecycle;
