@@ -26,13 +26,14 @@ use crate::netns::Namespaces;
 use crate::proxy::{Carried, Context, Datagrams, LocalWorkloads, Registry, Reports};
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::datagrams::DatagramMetrics;
+use crate::telemetry::dns::DnsMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
 use crate::telemetry::plaintext::PlaintextCallers;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::telemetry::{Build, Metrics};
 use crate::tunnel::Tunnel;
-use crate::{admin, control, tunnel};
+use crate::{admin, control, dns, tunnel};
 use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
 use issuance::Issuance;
@@ -87,9 +88,11 @@ impl App {
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
         let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
+        let names = dns::Server::new(snapshot.clone(), DnsMetrics::register(metrics.registry()));
         let context = Arc::new(Context {
             node: config.node.clone(),
             snapshot,
+            dns: names,
             locals: LocalWorkloads::default(),
             tunnel: Tunnel::new(config.tunnel.clone(), identities.clone(), tunnel_metrics),
             tunnel_port: config.tunnel_port,

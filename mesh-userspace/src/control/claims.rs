@@ -4,7 +4,7 @@ use super::Code;
 use super::diagnostic::{Diagnostic, Position};
 use super::document::{Document, Entry, Spec};
 use super::key::Key;
-use crate::model::{NodeName, Object, ObjectKey, Protocol, Service, Workload, WorkloadUid};
+use crate::model::{DNS_PORT, NodeName, Object, ObjectKey, Protocol, Service, Workload, WorkloadUid};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

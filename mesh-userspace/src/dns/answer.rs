@@ -104,11 +104,9 @@ struct Reply {
 impl Reply {
     fn to(query: &Message, dns: &Dns) -> Self {
         let mut message = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
-        message.metadata = Metadata {
-            authoritative: true,
-            recursion_available: !dns.upstream.is_empty(),
-            ..Metadata::response_from_request(&query.metadata)
-        };
+        message.metadata = Metadata::response_from_request(&query.metadata);
+        message.metadata.authoritative = true;
+        message.metadata.recursion_available = !dns.upstream.is_empty();
         // As it was asked, to the case of its letters: callers may compare.
         message.queries.clone_from(&query.queries);
         if query.edns.is_some() {

@@ -49,6 +49,11 @@ impl Forwarder {
         Self { permits: Semaphore::new(UPSTREAM_QUERIES), metrics }
     }
 
+    #[cfg(test)]
+    pub(super) fn hold_all(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.permits.try_acquire_many(u32::try_from(UPSTREAM_QUERIES).unwrap()).unwrap()
+    }
+
     /// The first answer that any of the servers gives, under the query's own id.
     pub(super) async fn ask(
         &self,

@@ -12,7 +12,7 @@ mod tests;
 
 use crate::engine::Snapshot;
 use crate::model::{Dns, Workload};
-use crate::telemetry::dns::{DnsMetrics, Source};
+use crate::telemetry::dns::{AnsweredBy, DnsMetrics};
 use answer::Outcome;
 use arc_swap::ArcSwap;
 use forward::Forwarder;
@@ -61,18 +61,18 @@ impl Server {
             let Some(dns) = snapshot.mesh.as_ref().and_then(|mesh| mesh.dns.clone()) else { return Vec::new() };
             (answer::answer(query, via, caller.name.namespace(), &snapshot, &dns), dns)
         };
-        let (reply, source, result) = match outcome {
-            Outcome::Reply(reply, result) => (reply, Source::Mesh, result.as_str()),
+        let (reply, by, result) = match outcome {
+            Outcome::Reply(reply, result) => (reply, AnsweredBy::Mesh, result.as_str()),
             Outcome::Forward(question) => self.forward(query, &question, &dns).await,
         };
-        self.metrics.answered(source.as_str(), result, began.elapsed());
+        self.metrics.answered(by, result, began.elapsed());
         reply
     }
 
-    async fn forward(&self, query: &[u8], question: &Question, dns: &Dns) -> (Vec<u8>, Source, &'static str) {
+    async fn forward(&self, query: &[u8], question: &Question, dns: &Dns) -> (Vec<u8>, AnsweredBy, &'static str) {
         match self.forwarder.ask(query, question, &dns.upstream).await {
-            Ok(reply) => (wire::fit(reply, question), Source::Upstream, "forwarded"),
-            Err(_) => (question.refusal(wire::SERVER_FAILURE), Source::Upstream, "servfail"),
+            Ok(reply) => (wire::fit(reply, question), AnsweredBy::Upstream, "forwarded"),
+            Err(_) => (question.refusal(wire::SERVER_FAILURE), AnsweredBy::Upstream, "servfail"),
         }
     }
 }

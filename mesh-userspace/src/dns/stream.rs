@@ -4,10 +4,10 @@ use super::{Server, Via};
 use crate::model::Workload;
 use std::io;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long a connection may be silent, and how long its caller may take to fetch an answer.
+/// How long a connection may take to its next query, and to fetch an answer.
 const IDLE: Duration = Duration::from_secs(10);
 
 impl Server {
@@ -15,30 +15,53 @@ impl Server {
     ///
     /// # Errors
     /// If the connection breaks.
-    pub async fn serve(&self, caller: &Workload, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-        while let Ok(read) = timeout(IDLE, read(&mut stream)).await {
-            let Some(query) = read? else { return Ok(()) };
+    pub async fn serve(&self, caller: &Workload, stream: &TcpStream) -> io::Result<()> {
+        while let Ok(query) = timeout(IDLE, read(stream)).await {
+            let Some(query) = query? else { return Ok(()) };
             let reply = self.answer_via(Via::Tcp, caller, &query).await;
-            let Ok(length) = u16::try_from(reply.len()) else { return Ok(()) };
-            if length == 0 {
-                // What is no query has no place in a stream of them.
-                return Ok(());
-            }
+            // What is no query has no place in a stream of them.
+            let Some(length) = u16::try_from(reply.len()).ok().filter(|length| *length > 0) else { return Ok(()) };
             let message = [&length.to_be_bytes()[..], &reply].concat();
-            timeout(IDLE, stream.write_all(&message)).await??;
+            timeout(IDLE, write(stream, &message)).await??;
         }
         Ok(())
     }
 }
 
 /// The next message; `None` at the end of the stream.
-async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
-    let length = match stream.read_u16().await {
-        Ok(length) => length,
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut message = vec![0; length.into()];
-    stream.read_exact(&mut message).await?;
-    Ok(Some(message))
+async fn read(stream: &TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; 2];
+    if fill(stream, &mut length).await? < length.len() {
+        return Ok(None);
+    }
+    let mut message = vec![0; u16::from_be_bytes(length).into()];
+    let is_whole = fill(stream, &mut message).await? == message.len();
+    Ok(is_whole.then_some(message))
+}
+
+/// How much could be read: less than there is room for at the end of the stream only.
+async fn fill(stream: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < room.len() {
+        stream.readable().await?;
+        match stream.try_read(&mut room[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+async fn write(stream: &TcpStream, mut message: &[u8]) -> io::Result<()> {
+    while !message.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(message) {
+            Ok(count) => message = &message[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

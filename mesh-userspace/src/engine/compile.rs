@@ -28,7 +28,11 @@ impl Engine {
                 self.refresh_address(address);
             }
         }
-        let (old, new) = (exclusions(old.as_ref()), exclusions(new));
+        self.change_exclusions(exclusions(old.as_ref()), exclusions(new));
+        self.change_dns(old.as_ref(), new);
+    }
+
+    fn change_exclusions(&mut self, old: Vec<IpNet>, new: Vec<IpNet>) {
         if old == new {
             return;
         }
@@ -116,8 +120,11 @@ impl Engine {
 
     pub(super) fn refresh_frontend(&mut self, address: SocketAddr) {
         let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
-        let view = self.frontends.winner(&address).filter(|_| !self.is_excluded(address.ip())).cloned();
-        let host = self.host_frontend(address).filter(|_| !self.is_excluded(address.ip()));
+        let is_dns = self.is_dns(address);
+        let view = self.frontends.winner(&address).filter(|_| !is_dns && !self.is_excluded(address.ip())).cloned();
+        // Of the mesh's own DNS the daemon itself is the one backend.
+        let host = if is_dns { Some(Frontend::new(0, 1, 0, 0, 0)) } else { self.host_frontend(address) };
+        let host = host.filter(|_| !self.is_excluded(address.ip()));
         let published = Arc::make_mut(&mut self.tables.snapshot);
         match view {
             Some(view) => {

@@ -25,7 +25,7 @@ pub(super) struct Datagrams {
     services: Claims<SocketAddr, Arc<FrontendView>>,
     /// Of workloads that have an address to themselves: the ports that services lead to.
     ports: BTreeMap<IpAddr, BTreeSet<u16>>,
-    numbers: Numbers<SocketAddr>,
+    pub(super) numbers: Numbers<SocketAddr>,
 }
 
 impl Default for Datagrams {
@@ -173,8 +173,9 @@ impl Engine {
         }
     }
 
-    fn refresh_datagram(&mut self, address: SocketAddr) {
-        let is_captured = !self.is_excluded(address.ip());
+    pub(super) fn refresh_datagram(&mut self, address: SocketAddr) {
+        let is_dns = self.is_dns(address) && !self.is_excluded(address.ip());
+        let is_captured = !is_dns && !self.is_excluded(address.ip());
         let view = self.datagrams.services.winner(&address).filter(|_| is_captured).cloned();
         let number = self.datagrams.numbers.get(&address);
         let own =
@@ -182,6 +183,7 @@ impl Engine {
         let owner = own.and_then(|_| self.addresses.winner(&address.ip()));
         let published = Arc::make_mut(&mut self.tables.snapshot);
         let entry = match (&view, owner, number) {
+            (_, _, Some(number)) if is_dns => Some(DatagramFrontend::new(0, 1, 0, number, 0, 0)),
             (Some(view), _, Some(number)) => {
                 let backends = u32::try_from(view.endpoints.len()).unwrap_or(u32::MAX);
                 let (group, port) = common_group(&view.endpoints, &published.groups);

@@ -5,6 +5,7 @@
 
 mod compile;
 mod datagram;
+mod dns;
 mod grouping;
 mod host;
 mod index;

@@ -269,3 +269,35 @@ fn the_caller_learns_when_the_last_update_came() {
     engine.handle_update(Update::Snapshot(Catalog::default()), now);
     assert_eq!((engine.generation(), engine.updated_at()), (1, Some(now)));
 }
+
+#[test]
+fn the_meshs_own_dns_is_a_frontend_that_no_service_takes() {
+    let with_dns = |exclude: &[&str]| Mesh {
+        dns: Some(Arc::new(crate::model::Dns {
+            domain: "cluster.local".into(),
+            addresses: vec!["10.96.0.10".parse().unwrap()],
+            upstream: Vec::new(),
+        })),
+        ..mesh(exclude)
+    };
+    let mut claimant = service("dns", &["10.96.0.10"], TargetPort::Number(53));
+    claimant.ports[0].port = crate::model::DNS_PORT;
+    let mut engine = engine_with(vec![
+        Object::Mesh(Arc::new(with_dns(&[]))),
+        Object::Node(Arc::new(node("n1"))),
+        Object::Service(Arc::new(claimant)),
+    ]);
+    let key = frontend_key("10.96.0.10:53");
+    let frontend =
+        |engine: &Engine| engine.desired().frontends.get(&key).map(|found| (found.service(), found.backends()));
+    assert_eq!(frontend(&engine), Some((0, 1)));
+    assert!(engine.desired().snapshot.frontends().is_empty());
+    engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(with_dns(&["10.96.0.0/24"])))), Instant::now());
+    assert_eq!(frontend(&engine), None);
+    engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(with_dns(&[])))), Instant::now());
+    assert_eq!(frontend(&engine), Some((0, 1)));
+    // Who was there all the while inherits it.
+    engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(mesh(&[])))), Instant::now());
+    assert_eq!(frontend(&engine), Some((1, 0)));
+    assert_eq!(engine.desired().snapshot.frontends().len(), 1);
+}

@@ -27,6 +27,7 @@ pub use plaintext::PlaintextSweep;
 pub use registry::{Cut, Registry};
 pub use report::Reports;
 
+use crate::dns;
 use crate::engine::Snapshot;
 use crate::model::NodeName;
 use crate::telemetry::connections::ConnectionMetrics;
@@ -55,6 +56,8 @@ pub struct Context {
     pub registry: Registry,
     /// What the kernel carries within this node.
     pub carried: Carried,
+    /// Answers what workloads ask the mesh's own DNS.
+    pub dns: dns::Server,
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
 }

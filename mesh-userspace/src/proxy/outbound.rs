@@ -69,6 +69,9 @@ impl Outbound {
         record: &OriginalDestination,
     ) -> Result<(), Failure> {
         let destination = SocketAddr::from(record.endpoint());
+        if self.context.dns.is_at(destination) {
+            return self.name(app).await;
+        }
         let snapshot = self.context.snapshot.load_full();
         let elsewhere = record.flags() & OriginalDestination::ELSEWHERE != 0;
         let route = route(&snapshot, destination, elsewhere).inspect_err(|failure| self.unrouted(source, failure))?;
@@ -98,6 +101,14 @@ impl Outbound {
             denied => denied,
         };
         outcome.map_err(|failure| self.explained(failure)).inspect_err(|failure| session.fail(failure))
+    }
+
+    /// Answers the DNS queries of a connection.
+    async fn name(&self, app: &TcpStream) -> Result<(), Failure> {
+        tokio::select! {
+            served = self.context.dns.serve(&self.local.workload, app) => served.map_err(Failure::Local),
+            () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
+        }
     }
 
     /// A workload that leaves the catalog takes its lanes with it, and they may end before its connections are told:

@@ -16,14 +16,13 @@ const BUCKETS: [f64; 9] = [0.0001, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 5
 
 /// Who knew the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum AnsweredBy {
     Mesh,
     Upstream,
 }
 
-impl Source {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
+impl AnsweredBy {
+    fn as_str(self) -> &'static str {
         match self {
             Self::Mesh => "mesh",
             Self::Upstream => "upstream",
@@ -73,9 +72,9 @@ impl DnsMetrics {
         metrics
     }
 
-    pub fn answered(&self, source: &'static str, result: &'static str, took: Duration) {
-        self.queries.get_or_create(&[("source", source), ("result", result)]).inc();
-        self.durations.get_or_create(&[("source", source)]).observe(took.as_secs_f64());
+    pub fn answered(&self, by: AnsweredBy, result: &'static str, took: Duration) {
+        self.queries.get_or_create(&[("answered_by", by.as_str()), ("result", result)]).inc();
+        self.durations.get_or_create(&[("answered_by", by.as_str())]).observe(took.as_secs_f64());
     }
 
     pub fn upstream_answered(&self, took: Duration) {

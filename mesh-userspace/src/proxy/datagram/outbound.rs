@@ -106,6 +106,9 @@ impl Serving {
             return self.metrics().dropped("not_an_alias");
         };
         let source = SocketAddr::new(captured.source.ip().to_canonical(), captured.source.port());
+        if let Some(server) = self.dns_server(number) {
+            return self.name(source, number, server, captured.payload.to_vec());
+        }
         let Some(flow) = self.flow((source, number)) else {
             return self.metrics().dropped("flow_limit");
         };
@@ -122,6 +125,46 @@ impl Serving {
                     self.metrics().dropped("opening");
                 }
             }
+        }
+    }
+
+    /// The address of the mesh's own DNS, if the number stands for it.
+    fn dns_server(&self, number: u32) -> Option<SocketAddr> {
+        let context = &self.outbound.context;
+        let target = context.snapshot.load().datagram_target(number)?;
+        context.dns.is_at(target).then_some(target)
+    }
+
+    /// Answers a DNS query. It takes a flow's room while it waits.
+    fn name(self: &Arc<Self>, source: SocketAddr, number: u32, server: SocketAddr, query: Vec<u8>) {
+        let Ok(room) = Arc::clone(&self.outbound.datagrams.0.outbound_room).try_acquire_owned() else {
+            return self.metrics().dropped("flow_limit");
+        };
+        if self.show(number, server).is_err() {
+            return self.metrics().dropped("local_error");
+        }
+        let serving = Arc::clone(self);
+        self.outbound.context.connections.spawn(async move {
+            let local = &serving.outbound.local;
+            let reply = tokio::select! {
+                reply = serving.outbound.context.dns.answer(&local.workload, &query) => reply,
+                () = local.removed.cancelled() => return,
+            };
+            drop(room);
+            if !reply.is_empty() {
+                serving.answer(source, number, &reply);
+            }
+        });
+    }
+
+    /// Gives a datagram back to the application's socket.
+    fn answer(&self, source: SocketAddr, number: u32, payload: &[u8]) {
+        let alias = datagram::alias(self.outbound.base, number).into();
+        match self.socket.answer(alias, source, payload) {
+            Ok(()) => self.metrics().reply(payload.len()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.metrics().dropped("application_full"),
+            // Nobody has the socket any more.
+            Err(_) => self.metrics().dropped("application_gone"),
         }
     }
 
@@ -285,15 +328,9 @@ impl Serving {
     /// Gives the answers back to the application's socket.
     fn sink(self: &Arc<Self>, (source, number): Key, life: &Arc<Life>) -> Sink {
         let (serving, life) = (Arc::clone(self), Arc::clone(life));
-        let alias = datagram::alias(self.outbound.base, number).into();
         Arc::new(move |payload| {
             life.reply();
-            match serving.socket.answer(alias, source, payload) {
-                Ok(()) => serving.metrics().reply(payload.len()),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => serving.metrics().dropped("application_full"),
-                // Nobody has the socket any more.
-                Err(_) => serving.metrics().dropped("application_gone"),
-            }
+            serving.answer(source, number, payload);
         })
     }
 
