@@ -22,7 +22,8 @@ use crate::datapath::Datapath;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
-use crate::proxy::{Context, LocalWorkloads, Registry, Reports};
+use crate::proxy::{Balancers, Context, Health, LocalWorkloads, Registry, Reports};
+use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
@@ -84,6 +85,8 @@ impl App {
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
         let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
+        let (balancers, health) = (Balancers::default(), Health::default());
+        let sums = sources::balance(balancers.clone(), health.clone());
         let context = Arc::new(Context {
             node: config.node.clone(),
             snapshot,
@@ -93,6 +96,9 @@ impl App {
             connect_timeout: config.tunnel.connect_timeout,
             metrics: metrics.connections().clone(),
             live: LiveConnections::default(),
+            balancers,
+            balance: BalanceMetrics::register(metrics.registry(), sums),
+            health,
             reports: Reports { metrics: metrics.policy().clone(), plaintext: PlaintextCallers::default() },
             registry: Registry::default(),
             connections: TaskTracker::new(),

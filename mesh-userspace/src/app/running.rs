@@ -7,7 +7,7 @@ use super::{App, ca, sources};
 use crate::datapath::{Datapath, Event};
 use crate::engine::Engine;
 use crate::identity::Identities;
-use crate::proxy::{Context, Inbound, PlaintextSweep};
+use crate::proxy::{Context, Dialler, HealthChecks, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
 use anyhow::{Context as _, Result, anyhow, bail};
 use std::collections::BTreeSet;
@@ -61,13 +61,14 @@ impl App {
         }
 
         let mark = self.config.datapath.mark;
-        let inbound = Inbound {
+        let dialler = Dialler {
             context: self.context.clone(),
             namespaces: self.namespaces.clone(),
             bypass: self.datapath.bypass(),
             mark,
-            draining: release.clone(),
         };
+        let inbound =
+            Inbound { context: self.context.clone(), dialler: dialler.clone(), draining: release.clone() };
         tasks.spawn("inbound", inbound.serve(self.tunnel));
 
         let authority = self.authority.take();
@@ -108,6 +109,7 @@ impl App {
             ended: Vec::new(),
             spoken_for: BTreeSet::new(),
             plaintext,
+            health: HealthChecks::new(dialler),
             applied: Arc::default(),
         };
         let (disarm, disarmed) = oneshot::channel();
