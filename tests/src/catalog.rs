@@ -1,6 +1,8 @@
 //! The catalog that a world's daemons read: made from the topology, edited while everything runs.
 
 use crate::policy::Policy;
+use crate::service::Service;
+use crate::traffic::Traffic;
 use crate::world::{Pod, World};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
@@ -21,6 +23,7 @@ pub struct Catalog {
     workloads: BTreeMap<String, Workload>,
     services: BTreeMap<String, Service>,
     policies: BTreeMap<String, Policy>,
+    traffic: BTreeMap<String, Traffic>,
     /// Labels of namespaces.
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Text by name, each a file of its own.
@@ -46,6 +49,8 @@ pub struct Workload {
     pub weight: u32,
     pub ports: BTreeMap<String, u16>,
     pub port_modes: BTreeMap<u16, String>,
+    /// Keeps its connections and gets no new ones.
+    pub terminating: bool,
 }
 
 /// Where a workload runs.
@@ -53,15 +58,6 @@ pub struct Workload {
 enum Place {
     Netns(PathBuf),
     Cgroup(PathBuf),
-}
-
-/// A `Service` with an IPv4 and an IPv6 address.
-#[derive(Clone, Debug)]
-pub struct Service {
-    name: String,
-    pub vips: Vec<IpAddr>,
-    pub selector: BTreeMap<String, String>,
-    pub ports: Vec<(u16, Value)>,
 }
 
 impl Catalog {
@@ -92,6 +88,7 @@ impl Catalog {
             workloads,
             services: BTreeMap::new(),
             policies: BTreeMap::new(),
+            traffic: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             documents: BTreeMap::new(),
             mesh,
@@ -139,6 +136,32 @@ impl Catalog {
         self.policies.remove(name).is_some()
     }
 
+    /// Adds a traffic policy of [`NAMESPACE`] for the service of its name, without settings; one that is there is
+    /// replaced.
+    pub fn traffic(&mut self, service: &str) -> &mut Traffic {
+        self.traffic.entry(service.to_owned()).insert_entry(Traffic::of(service)).into_mut()
+    }
+
+    /// Takes a traffic policy out of the catalog; returns whether it was there.
+    pub fn remove_traffic(&mut self, service: &str) -> bool {
+        self.traffic.remove(service).is_some()
+    }
+
+    /// How traffic within one node travels, mesh-wide: `Kernel` or `Tunnel`.
+    pub fn same_node(&mut self, way: &str) {
+        self.mesh("sameNode", way);
+    }
+
+    /// Sets the zone of a node.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn zone(&mut self, node: &str, zone: &str) {
+        let found = self.nodes.iter_mut().find(|known| known["metadata"]["name"] == node);
+        let found = found.unwrap_or_else(|| panic!("there is no node {node:?}"));
+        found["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": zone});
+    }
+
     /// Adds or replaces text that is a file of its own, sound or not.
     pub fn document(&mut self, name: &str, yaml: &str) {
         self.documents.insert(name.to_owned(), yaml.to_owned());
@@ -159,18 +182,26 @@ impl Catalog {
             IpAddr::from(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number)),
         ];
         let selector = BTreeMap::from([("app".to_owned(), name.to_owned())]);
-        let service = Service { name: name.to_owned(), vips, selector, ports: vec![(port, target.into())] };
+        let service = Service::new(name, vips, selector, (port, target.into()));
         self.services.entry(name.to_owned()).insert_entry(service).into_mut()
     }
 
-    /// A service's virtual addresses on its first port: IPv4, IPv6.
+    /// [`Self::service`] with a UDP port and no TCP port.
+    pub fn udp_service(&mut self, name: &str, port: u16, target: impl Into<Value>) -> &mut Service {
+        let service = self.service(name, port, target);
+        service.udp_ports = std::mem::take(&mut service.ports);
+        service
+    }
+
+    /// A service's virtual addresses on its first port (TCP, if it has one): IPv4, IPv6.
     ///
     /// # Panics
     /// If there is no such service.
     #[must_use]
     pub fn vips(&self, service: &str) -> [SocketAddr; 2] {
         let service = self.services.get(service).unwrap_or_else(|| panic!("there is no service {service:?}"));
-        [0, 1].map(|index| SocketAddr::new(service.vips[index], service.ports[0].0))
+        let port = service.ports.iter().chain(&service.udp_ports).next().expect("a service has a port").0;
+        [0, 1].map(|index| SocketAddr::new(service.vips[index], port))
     }
 
     /// A service, to change it.
@@ -233,7 +264,15 @@ impl Catalog {
     /// If a file cannot be written.
     pub fn write(&self) -> Result<()> {
         // Policies before the workloads that they protect: each file may be read by itself.
-        let files = ["mesh.yaml", "nodes.yaml", "namespaces.yaml", "policies.yaml", "services.yaml", "workloads.yaml"];
+        let files = [
+            "mesh.yaml",
+            "nodes.yaml",
+            "namespaces.yaml",
+            "policies.yaml",
+            "traffic.yaml",
+            "services.yaml",
+            "workloads.yaml",
+        ];
         self.write_documents()?;
         files.iter().try_for_each(|name| self.write_only(name))
     }
@@ -262,6 +301,7 @@ impl Catalog {
             "nodes.yaml" => self.nodes.clone(),
             "services.yaml" => self.services.values().map(Service::document).collect(),
             "policies.yaml" => self.policies.values().map(Policy::document).collect(),
+            "traffic.yaml" => self.traffic.values().map(Traffic::document).collect(),
             "namespaces.yaml" => {
                 let namespaces = self.namespaces.iter();
                 let document = |(name, labels)| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
@@ -316,6 +356,7 @@ impl Workload {
             weight: 100,
             ports: BTreeMap::new(),
             port_modes: BTreeMap::new(),
+            terminating: false,
         }
     }
 
@@ -352,6 +393,12 @@ impl Workload {
         self.label("nodemesh.io/default-action", action)
     }
 
+    /// Takes it out of the rotation: it keeps its connections and gets no new ones.
+    pub fn terminate(&mut self) -> &mut Self {
+        self.terminating = true;
+        self
+    }
+
     fn document(&self) -> Value {
         let mut spec = json!({"node": self.node, "addresses": self.addresses, "serviceAccount": self.account});
         match &self.place {
@@ -360,6 +407,9 @@ impl Workload {
         }
         if self.weight != 100 {
             spec["weight"] = self.weight.into();
+        }
+        if self.terminating {
+            spec["terminating"] = true.into();
         }
         if !self.ports.is_empty() {
             spec["ports"] = json!(self.ports);
@@ -372,22 +422,6 @@ impl Workload {
             metadata["uid"] = json!(uid);
         }
         json!({"apiVersion": "nodemesh.io/v1alpha1", "kind": "WorkloadEntry", "metadata": metadata, "spec": spec})
-    }
-}
-
-impl Service {
-    fn document(&self) -> Value {
-        let ports = self.ports.iter().map(|(port, target)| {
-            json!({"name": format!("port-{port}"), "port": port, "targetPort": target, "protocol": "TCP"})
-        });
-        json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": self.name, "namespace": NAMESPACE},
-            "spec": {
-                "clusterIP": self.vips[0], "clusterIPs": self.vips,
-                "selector": self.selector, "ports": ports.collect::<Vec<_>>(),
-            },
-        })
     }
 }
 
