@@ -22,7 +22,7 @@ use crate::datapath::Datapath;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
-use crate::proxy::{Balancers, Context, Health, LocalWorkloads, Registry, Reports};
+use crate::proxy::{Balancers, Context, EndpointHealth, LocalWorkloads, Registry, Reports};
 use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::flows::FlowMetrics;
@@ -85,7 +85,7 @@ impl App {
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
         let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
-        let (balancers, health) = (Balancers::default(), Health::default());
+        let (balancers, health) = (Balancers::default(), EndpointHealth::default());
         let sums = sources::balance(balancers.clone(), health.clone());
         let context = Arc::new(Context {
             node: config.node.clone(),

@@ -12,7 +12,7 @@ use crate::datapath::Counters;
 use crate::balance::{EjectionCause, Exhausted, Levels};
 use crate::identity::Identities;
 use crate::model::{Mode, Protocol, Service, Workload};
-use crate::proxy::{Balancers, Context, Health};
+use crate::proxy::{Balancers, Context, EndpointHealth};
 use crate::runtime::Ready;
 use crate::telemetry::balance::Sums;
 use crate::telemetry::datapath::{Expiry, Lost, MapSize, OutcomeCount, Sources};
@@ -88,7 +88,7 @@ pub(super) fn register_kernel(metrics: &mut Metrics, counters: Counters, identit
 }
 
 /// What the balancing groups and the health checks tell the scrape.
-pub(super) fn balance(balancers: Balancers, health: Health) -> impl Fn() -> Sums + Send + Sync + 'static {
+pub(super) fn balance(balancers: Balancers, health: EndpointHealth) -> impl Fn() -> Sums + Send + Sync + 'static {
     move || {
         let (counts, levels) = balancers.sums();
         let sum = |of: fn(&Levels) -> u32| levels.iter().map(|level| u64::from(of(level))).sum::<u64>();

@@ -4,13 +4,14 @@
 //! began with an older one cannot take it back.
 
 use super::Failure;
-use crate::balance::{ConnectFailure, Counts, EndpointId, EndpointStatus, Exhausted, Group, Levels};
+use crate::balance::{Counts, EndpointId, EndpointStatus, Exhausted, Group, Levels};
 use crate::engine::{Endpoint, FrontendView, Snapshot};
 use crate::model::{ObjectName, Service, Traffic};
 use crate::tunnel::{OpenError, Refusal};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -80,7 +81,7 @@ impl Balancers {
             service: frontend.service.clone(),
             traffic: frontend.traffic.clone(),
             endpoint: pick.endpoint,
-            attempt: Attempt { balancer, id: pick.id, began: now, stage: Stage::Pending },
+            attempt: Attempt { balancer, id: pick.id, began: now, stage: Stage::Pending, has_answered: AtomicBool::new(false) },
         }))
     }
 
@@ -126,7 +127,7 @@ impl Balancers {
 
     fn retire(&self, balancer: &Balancer) {
         let counts = balancer.lock().group.counts();
-        *lock(&self.0.retired) += counts;
+        add(&mut lock(&self.0.retired), &counts);
     }
 
     /// What all groups have counted, those that are gone included, and how full those are that exist.
@@ -138,7 +139,7 @@ impl Balancers {
         let balancers: Vec<_> = lock(&self.0.groups).values().cloned().collect();
         let levels = balancers.iter().map(|balancer| {
             let state = balancer.lock();
-            counts += state.group.counts();
+            add(&mut counts, &state.group.counts());
             state.group.levels(now)
         });
         let levels = levels.collect();
@@ -223,6 +224,7 @@ pub(super) struct Attempt {
     id: EndpointId,
     began: Instant,
     stage: Stage,
+    has_answered: AtomicBool,
 }
 
 impl Attempt {
@@ -239,6 +241,7 @@ impl Attempt {
 
     /// The endpoint's first bytes came, so long after it was asked.
     pub(super) fn answered(&self, after: Duration) {
+        self.has_answered.store(true, Relaxed);
         self.balancer.lock().group.handle_first_byte(self.id, after, Instant::now());
     }
 
@@ -255,10 +258,13 @@ impl Attempt {
                     state.handle_unhealthy(self.id, now);
                 }
             }
-            Stage::Connected if matches!(failure, Failure::Remote(_)) && failure.is_retriable() => {
-                state.group.handle_reset(self.id, now);
+            Stage::Connected => {
+                let is_reset = matches!(failure, Failure::Remote(_)) && failure.is_retriable();
+                if is_reset && !self.has_answered.load(Relaxed) {
+                    state.group.handle_reset(self.id, now);
+                }
             }
-            Stage::Connected | Stage::Failed => {}
+            Stage::Failed => {}
         }
     }
 
@@ -277,6 +283,29 @@ impl Drop for Attempt {
             Stage::Failed => {}
         }
     }
+}
+
+fn add(sum: &mut Counts, more: &Counts) {
+    let Counts {
+        picks,
+        ejections,
+        ejections_withheld,
+        panics,
+        failovers,
+        passed_over,
+        retries,
+        exhausted,
+        callers_forgotten,
+    } = more;
+    sum.picks += picks;
+    sum.ejections_withheld += ejections_withheld;
+    sum.panics += panics;
+    sum.failovers += failovers;
+    sum.passed_over += passed_over;
+    sum.retries += retries;
+    sum.callers_forgotten += callers_forgotten;
+    sum.ejections.iter_mut().zip(ejections).for_each(|(sum, more)| *sum += more);
+    sum.exhausted.iter_mut().zip(exhausted).for_each(|(sum, more)| *sum += more);
 }
 
 /// Every critical section here leaves its table whole.

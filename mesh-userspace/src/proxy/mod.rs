@@ -20,7 +20,7 @@ pub mod verdict;
 pub use balancers::{BalancerStatus, Balancers};
 pub use dial::Dialler;
 pub use failure::Failure;
-pub use health::{Health, HealthChecks};
+pub use health::{EndpointHealth, HealthChecks};
 pub use host::HostOutbound;
 pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
@@ -56,7 +56,7 @@ pub struct Context {
     pub balancers: Balancers,
     pub balance: BalanceMetrics,
     /// What the probes of this node's endpoints say.
-    pub health: Health,
+    pub health: EndpointHealth,
     /// What policy said, counted and logged.
     pub reports: Reports,
     /// What a change of policy must reach.

@@ -13,7 +13,7 @@ use crate::engine::{Endpoint, Snapshot};
 use crate::model::{ObjectName, Service, Traffic, Workload};
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
-use crate::tunnel::{OpenError, Peer, Stream, StreamHeader};
+use crate::tunnel::{Peer, Stream, StreamHeader};
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::policy::Arrival;
 use std::io::ErrorKind;

@@ -36,9 +36,9 @@ struct State {
 
 /// What the probes of this node's endpoints say. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<State>);
+pub struct EndpointHealth(Arc<State>);
 
-impl Health {
+impl EndpointHealth {
     pub(super) fn is_unhealthy(&self, service: &ObjectName, endpoint: SocketAddr) -> bool {
         let unhealthy = self.0.unhealthy.load();
         !unhealthy.is_empty() && unhealthy.contains(&Place { service: service.clone(), endpoint })
@@ -101,7 +101,7 @@ impl HealthChecks {
         let health = &self.context.health;
         self.running.retain(|place, running| {
             let stays = wanted.get(place).is_some_and(|(check, local)| {
-                *check == running.check && Arc::as_ptr(local) == running.local.as_ptr()
+                **check == running.check && Arc::as_ptr(local) == running.local.as_ptr()
             });
             if !stays {
                 health.set(place, true);
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_unhealthy_for_the_service_that_says_so_alone() {
-        let health = Health::default();
+        let health = EndpointHealth::default();
         let name = |name| ObjectName::parse("shop", name).unwrap();
         let place = Place { service: name("web"), endpoint: "10.0.0.2:80".parse().unwrap() };
         health.set(&place, true);
