@@ -68,7 +68,7 @@ impl Spec {
 
 pub const MAX_PODS: u32 = 4_096;
 pub const MAX_FRONTENDS: u32 = 131_072;
-pub const MAX_CIDRS: u32 = 131_072;
+pub const MAX_CIDRS: u32 = 524_288;
 pub const MAX_TUPLES: u32 = 65_536;
 pub const MAX_APP_PORTS: u32 = 65_536;
 pub const MAX_BYPASS: u32 = 16_384;

@@ -134,8 +134,16 @@ impl Daemon {
     /// # Errors
     /// If it ends or is not ready within 30 s; the message holds the end of its log.
     pub fn wait_until_ready(&mut self) -> Result<()> {
+        self.wait_until_ready_within(READY_BOUND)
+    }
+
+    /// [`Self::wait_until_ready`] with another bound.
+    ///
+    /// # Errors
+    /// If it ends or is not ready in time; the message holds the end of its log.
+    pub fn wait_until_ready_within(&mut self, bound: Duration) -> Result<()> {
         let mut ended = None;
-        let answer = wait::until_ok("the daemon is ready", READY_BOUND, || {
+        let answer = wait::until_ok("the daemon is ready", bound, || {
             if let Some(status) = self.child.as_mut().context("it was not started")?.try_wait()? {
                 ended = Some(status);
                 return Ok(());

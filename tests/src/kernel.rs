@@ -14,6 +14,13 @@ const PROG_GET_FD_BY_ID: libc::c_long = 13;
 const MAP_GET_FD_BY_ID: libc::c_long = 14;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const LINK_GET_FD_BY_ID: libc::c_long = 30;
+const ENABLE_STATS: libc::c_long = 32;
+
+/// `struct bpf_prog_info` up to `run_cnt`, in words (Linux 5.1).
+const PROGRAM_WORDS: usize = 52;
+/// Where `run_time_ns` and `run_cnt` are in it.
+const RUN_TIME: usize = 48;
+const RUN_COUNT: usize = 50;
 
 /// `union bpf_attr`, as much of it as is used here; in words, for the commands lay different fields over it.
 type Attributes = [u32; 6];
@@ -69,6 +76,35 @@ impl Pinned {
     }
 }
 
+/// How often a program has run while statistics were enabled, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunStats {
+    pub runs: u64,
+    pub nanoseconds: u64,
+}
+
+impl RunStats {
+    /// Has the kernel count the runs of all programs as long as the descriptor lives (Linux 5.8).
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn enable() -> Result<OwnedFd> {
+        // Statistics of the run time are kind 0.
+        open(ENABLE_STATS, [0; 6]).context("cannot enable the statistics of programs")
+    }
+
+    /// Of the program with this id.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn of(program: u32) -> Result<Self> {
+        let object = open(PROG_GET_FD_BY_ID, [program, 0, 0, 0, 0, 0]).context("cannot open the program")?;
+        let words: [u32; PROGRAM_WORDS] = ask(&object).context("cannot ask about the program")?;
+        let wide = |at: usize| u64::from(words[at]) | (u64::from(words[at + 1]) << 32);
+        Ok(Self { runs: wide(RUN_COUNT), nanoseconds: wide(RUN_TIME) })
+    }
+}
+
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let listed = std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     listed.map(|entry| Ok(entry?.path())).collect()
@@ -79,14 +115,18 @@ fn info(pin: &Path) -> Result<[u32; 3]> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let [low, high] = halves(path.as_ptr() as u64);
     let object = open(OBJ_GET, [low, high, 0, 0, 0, 0]).with_context(|| format!("cannot open {}", pin.display()))?;
-    let mut info = [0_u32; 32];
-    let [low, high] = halves(info.as_mut_ptr() as u64);
-    let length = u32::try_from(size_of_val(&info))?;
-    bpf(OBJ_GET_INFO_BY_FD, [u32::try_from(object.as_raw_fd())?, length, low, high, 0, 0])
-        .with_context(|| format!("cannot ask about {}", pin.display()))?;
-    // The kernel has written it through the pointer.
-    let info = std::hint::black_box(info);
+    let info: [u32; 32] = ask(&object).with_context(|| format!("cannot ask about {}", pin.display()))?;
     Ok([info[0], info[1], info[2]])
+}
+
+/// What the kernel tells about an object, as many words of it as asked for.
+fn ask<const WORDS: usize>(object: &OwnedFd) -> io::Result<[u32; WORDS]> {
+    let mut info = [0_u32; WORDS];
+    let [low, high] = halves(info.as_mut_ptr() as u64);
+    let words = [object.as_raw_fd(), size_of_val(&info) as i32].map(i32::cast_unsigned);
+    bpf(OBJ_GET_INFO_BY_FD, [words[0], words[1], low, high, 0, 0])?;
+    // The kernel has written it through the pointer.
+    Ok(std::hint::black_box(info))
 }
 
 fn exists(command: libc::c_long, id: u32) -> bool {

@@ -113,7 +113,7 @@ async fn many_are_asked_for_in_bounded_batches() {
 
 #[tokio::test]
 async fn a_flaky_authority_is_never_noticed_by_peers() {
-    let node = Node::start(Duration::from_secs(6), |source| source.script().is_flaky = true);
+    let node = Node::start(Duration::from_secs(15), |source| source.script().is_flaky = true);
     node.wants(&["cart"]);
     node.until("a certificate is issued", || node.serial("cart").is_some()).await;
     let mut seen = BTreeSet::new();
