@@ -67,8 +67,7 @@ impl App {
             bypass: self.datapath.bypass(),
             mark,
         };
-        let inbound =
-            Inbound { context: self.context.clone(), dialler: dialler.clone(), draining: release.clone() };
+        let inbound = Inbound { context: self.context.clone(), dialler: dialler.clone(), draining: release.clone() };
         tasks.spawn("inbound", inbound.serve(self.tunnel));
 
         let authority = self.authority.take();

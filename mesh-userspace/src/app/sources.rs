@@ -7,9 +7,9 @@ use crate::admin::documents::{
     ServiceRow, Status, WorkloadCounts, WorkloadRow,
 };
 use crate::admin::{self, Ask};
+use crate::balance::{EjectionCause, Exhausted, Levels};
 use crate::control::{Diagnostic, Health, Severity};
 use crate::datapath::Counters;
-use crate::balance::{EjectionCause, Exhausted, Levels};
 use crate::identity::Identities;
 use crate::model::{Mode, Protocol, Service, Workload};
 use crate::proxy::{Balancers, Context, EndpointHealth};

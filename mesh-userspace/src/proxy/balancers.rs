@@ -81,7 +81,13 @@ impl Balancers {
             service: frontend.service.clone(),
             traffic: frontend.traffic.clone(),
             endpoint: pick.endpoint,
-            attempt: Attempt { balancer, id: pick.id, began: now, stage: Stage::Pending, has_answered: AtomicBool::new(false) },
+            attempt: Attempt {
+                balancer,
+                id: pick.id,
+                began: now,
+                stage: Stage::Pending,
+                has_answered: AtomicBool::new(false),
+            },
         }))
     }
 
@@ -95,8 +101,7 @@ impl Balancers {
             return Some(known.clone());
         }
         let state = State { group: Group::new(rand::random()), view: None, told_unhealthy: Vec::new() };
-        let balancer =
-            Arc::new(Balancer { frontend: destination, service: service.clone(), state: Mutex::new(state) });
+        let balancer = Arc::new(Balancer { frontend: destination, service: service.clone(), state: Mutex::new(state) });
         if let Some(left) = groups.insert(destination, balancer.clone()) {
             self.retire(&left);
         }

@@ -51,11 +51,7 @@ impl BalanceMetrics {
             "Connections that a retry has brought to an endpoint, or that could not be retried any more, by why",
             metrics.outcomes.clone(),
         );
-        registry.register(
-            "health_checks",
-            "Probes of this node's endpoints, by result",
-            metrics.probes.clone(),
-        );
+        registry.register("health_checks", "Probes of this node's endpoints, by result", metrics.probes.clone());
         registry.register_collector(Box::new(AtScrape(Box::new(sums))));
         metrics
     }

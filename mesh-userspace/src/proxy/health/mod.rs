@@ -100,9 +100,9 @@ impl HealthChecks {
         let wanted = wanted(snapshot, &armed);
         let health = &self.context.health;
         self.running.retain(|place, running| {
-            let stays = wanted.get(place).is_some_and(|(check, local)| {
-                **check == running.check && Arc::as_ptr(local) == running.local.as_ptr()
-            });
+            let stays = wanted
+                .get(place)
+                .is_some_and(|(check, local)| **check == running.check && Arc::as_ptr(local) == running.local.as_ptr());
             if !stays {
                 health.set(place, true);
             }

@@ -81,8 +81,7 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(
     host: Option<&str>,
     endpoint: SocketAddr,
 ) -> Result<(), Unhealthy> {
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|_| Unhealthy::Protocol)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| Unhealthy::Protocol)?;
     let request = Request::get(path)
         .header(header::HOST, host.map_or_else(|| endpoint.to_string(), str::to_owned))
         .header(header::USER_AGENT, AGENT)
@@ -116,11 +115,7 @@ async fn grpc<S: AsyncRead + AsyncWrite + Unpin>(
     while_driven(connection, ask(sender, service, endpoint)).await
 }
 
-async fn ask(
-    sender: h2::client::SendRequest<Bytes>,
-    service: &str,
-    endpoint: SocketAddr,
-) -> Result<(), Unhealthy> {
+async fn ask(sender: h2::client::SendRequest<Bytes>, service: &str, endpoint: SocketAddr) -> Result<(), Unhealthy> {
     let protocol = |_: h2::Error| Unhealthy::Protocol;
     let mut sender = sender.ready().await.map_err(protocol)?;
     let request = Request::builder()
@@ -206,7 +201,10 @@ mod tests {
     async fn http_is_healthy_from_200_to_399() {
         let (verdict, request) = http_answer("HTTP/1.1 204 No Content\r\n\r\n").await;
         assert_eq!(verdict, Ok(()));
-        assert!(request.starts_with("GET /health?x=1 HTTP/1.1\r\n") && request.contains("host: shop.local\r\n"), "{request}");
+        assert!(
+            request.starts_with("GET /health?x=1 HTTP/1.1\r\n") && request.contains("host: shop.local\r\n"),
+            "{request}"
+        );
         assert_eq!(http_answer("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n").await.0, Ok(()));
         let broken = "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
         assert_eq!(http_answer(broken).await.0, Err(Unhealthy::Status));
@@ -225,7 +223,8 @@ mod tests {
                 let mut body = request.into_body();
                 let asked = body.data().await.unwrap().unwrap();
                 assert_eq!(asked, &b"\0\0\0\0\x06\x0a\x04cart"[..]);
-                let head = hyper::Response::builder().header(header::CONTENT_TYPE, "application/grpc").body(()).unwrap();
+                let head =
+                    hyper::Response::builder().header(header::CONTENT_TYPE, "application/grpc").body(()).unwrap();
                 let mut send = respond.send_response(head, false).unwrap();
                 send.send_data(Bytes::from_static(answer), false).unwrap();
                 let mut trailers = hyper::HeaderMap::new();

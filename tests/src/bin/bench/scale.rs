@@ -135,7 +135,11 @@ fn change(cluster: &Cluster, round: usize) -> Result<f64> {
 /// Nanoseconds per run of the connect hook.
 fn hook(cluster: &Cluster, connects: u32) -> Result<f64> {
     let pinned = Pinned::below(&cluster.daemon(NODE).bpffs().join("nodemesh"))?;
-    let link = pinned.links.iter().find(|link| link.name.to_string_lossy().contains("connect4")).with_context(|| format!("there is no connect hook among {:?}", pinned.links))?;
+    let link = pinned
+        .links
+        .iter()
+        .find(|link| link.name.to_string_lossy().contains("connect4"))
+        .with_context(|| format!("there is no connect hook among {:?}", pinned.links))?;
     let _counting = RunStats::enable()?;
     let before = RunStats::of(link.program)?;
     let vip = cluster.catalog.vips("server")[0].to_string();

@@ -88,8 +88,7 @@ fn settle(churn: &mut Churn, done: Option<Result<Done, tokio::task::JoinError>>)
     match done {
         Some(Ok((elapsed, Ok(greeting)))) => {
             churn.connections += 1;
-            churn.slowest_micros =
-                churn.slowest_micros.max(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
+            churn.slowest_micros = churn.slowest_micros.max(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
             if let Some(greeting) = greeting {
                 *churn.servers.entry(greeting.server).or_default() += 1;
             }

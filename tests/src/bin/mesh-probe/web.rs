@@ -67,8 +67,7 @@ async fn answer(stream: TcpStream, is_well: &AtomicBool, name: &str) -> io::Resu
     if !is_about_health {
         println!("{}", request.trim_end());
     }
-    let answer =
-        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await
 }
