@@ -4,6 +4,7 @@ mod ca;
 mod certificates;
 mod cleanup;
 mod command;
+mod endpoints;
 mod host;
 mod issuance;
 mod limits;

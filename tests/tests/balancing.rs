@@ -127,8 +127,9 @@ fn a_replica_that_fails_its_health_check_is_left_alone_until_it_passes() -> Resu
     wait::until_ok("a is asked", BOUND, answers_of_a)?;
     a.signal(Signal::USR1)?;
     let unhealthy = [("state", "unhealthy")];
+    // At both of its addresses.
     cluster.wait_for_metrics("n2", "nodemesh_health", |metrics| {
-        metrics.count("nodemesh_health_endpoints", &unhealthy) == 1
+        metrics.count("nodemesh_health_endpoints", &unhealthy) == 2
     })?;
     let asked = a.printed().lines().count();
     for _ in 0..40 {
@@ -143,7 +144,9 @@ fn a_replica_that_fails_its_health_check_is_left_alone_until_it_passes() -> Resu
     // It recovers.
     a.signal(Signal::USR2)?;
     wait::until_ok("a is asked again", BOUND, answers_of_a)?;
-    assert_eq!(cluster.daemon("n2").metrics()?.count("nodemesh_health_endpoints", &unhealthy), 0);
+    cluster.wait_for_metrics("n2", "nodemesh_health", |metrics| {
+        metrics.count("nodemesh_health_endpoints", &unhealthy) == 0
+    })?;
     Ok(())
 }
 

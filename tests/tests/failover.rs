@@ -173,7 +173,7 @@ fn killed(name: &str, transport: &str) -> Result<()> {
     let lost = before - begun(&echoes);
     wait::until_ok("the killed replicas' connections are with others", BOUND, || {
         let now = begun(&echoes);
-        ensure!(now >= 100 - lost + lost, "{now} of 100; {lost} were with the killed");
+        ensure!(now == before, "{now} of {before}; {lost} were with the killed");
         Ok(())
     })?;
     silent.wait()?.success()?;

@@ -1,7 +1,7 @@
 //! What the admin interface and the scrape show, gathered from the rooms that know it.
 
 use super::reconcile::Report;
-use super::{certificates, policies};
+use super::{certificates, endpoints, policies};
 use crate::admin::documents::{
     CertificateRow, ConfigStatus, ConnectionCounts, DiagnosticRow, EndpointCounts, LaneRow, MapRow, OutcomeRow,
     ServiceRow, Status, WorkloadCounts, WorkloadRow,
@@ -143,6 +143,7 @@ impl Wiring {
                 Arc::new(move |limit| wiring.context.live.snapshot(limit))
             },
             lanes: wiring.ask(|wiring| wiring.context.tunnel.lanes().iter().map(lane).collect()),
+            endpoints: wiring.ask(|wiring| endpoints::rows(&wiring.context)),
             certificates: certificates::sources(&wiring.identities),
             policy: policies::sources(&wiring.context),
             diagnostics: wiring.ask(|wiring| wiring.catalog.borrow().diagnostics.iter().map(diagnostic).collect()),

@@ -3,12 +3,14 @@
 
 mod authority;
 mod cert;
+mod endpoints;
 mod fetch;
 mod policy;
 mod show;
 mod table;
 mod validate;
 
+use crate::admin::endpoints::EndpointRow;
 use crate::admin::documents::{
     ConnectionRow, DEFAULT_SOCKET, DiagnosticRow, Document, Item, LaneRow, ServiceRow, Status, VersionRow, WorkloadRow,
 };
@@ -152,6 +154,9 @@ enum Resource {
     /// Connections between this node and others
     #[command(visible_alias = "lane")]
     Lanes,
+    /// Endpoints of services that this node's connections have asked for, and how they fare
+    #[command(visible_aliases = ["endpoint", "ep"])]
+    Endpoints,
     /// What is wrong with the catalog that the daemon reads
     #[command(visible_aliases = ["diagnostic", "diag"])]
     Diagnostics,
@@ -269,6 +274,7 @@ impl<W: Write> Session<'_, W> {
             Verb::Get(Resource::Workloads) => self.get::<WorkloadRow>("/v1/workloads"),
             Verb::Get(Resource::Services) => self.get::<ServiceRow>("/v1/services"),
             Verb::Get(Resource::Lanes) => self.get::<LaneRow>("/v1/lanes"),
+            Verb::Get(Resource::Endpoints) => self.get::<EndpointRow>("/v1/endpoints"),
             Verb::Get(Resource::Diagnostics) => self.get::<DiagnosticRow>("/v1/diagnostics"),
             Verb::Get(Resource::Policies) => self.get::<PolicyRow>("/v1/policies"),
             Verb::Get(Resource::Plaintext) => self.get::<PlaintextRow>("/v1/plaintext"),
