@@ -4,6 +4,7 @@ mod ca;
 mod certificates;
 mod cleanup;
 mod command;
+mod endpoints;
 mod host;
 mod issuance;
 mod limits;
@@ -23,7 +24,8 @@ use crate::datapath::Datapath;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
-use crate::proxy::{Carried, Context, Datagrams, LocalWorkloads, Registry, Reports};
+use crate::proxy::{Balancers, Carried, Context, Datagrams, EndpointHealth, LocalWorkloads, Registry, Reports};
+use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::datagrams::DatagramMetrics;
 use crate::telemetry::dns::DnsMetrics;
@@ -89,6 +91,8 @@ impl App {
         let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
         let names = dns::Server::new(snapshot.clone(), DnsMetrics::register(metrics.registry()));
+        let (balancers, health) = (Balancers::default(), EndpointHealth::default());
+        let sums = sources::balance(balancers.clone(), health.clone());
         let context = Arc::new(Context {
             node: config.node.clone(),
             snapshot,
@@ -99,6 +103,9 @@ impl App {
             connect_timeout: config.tunnel.connect_timeout,
             metrics: metrics.connections().clone(),
             live: LiveConnections::default(),
+            balancers,
+            balance: BalanceMetrics::register(metrics.registry(), sums),
+            health,
             reports: Reports { metrics: metrics.policy().clone(), plaintext: PlaintextCallers::default() },
             registry: Registry::default(),
             carried: Carried::default(),

@@ -89,6 +89,20 @@ pub struct Load {
     pub errors: BTreeMap<String, u64>,
 }
 
+/// What `mesh-probe churn` has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Churn {
+    /// Connections that did what they should.
+    pub connections: u64,
+    pub failed: u64,
+    /// Why connections failed, and how many did so.
+    pub errors: BTreeMap<String, u64>,
+    /// Greetings by the server's name.
+    pub servers: BTreeMap<String, u64>,
+    /// The longest of them from connect() to its end, in microseconds.
+    pub slowest_micros: u64,
+}
+
 /// What `mesh-probe sniff` saw on a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capture {

@@ -6,6 +6,7 @@ mod authority;
 pub mod ca_documents;
 mod certificates;
 pub mod documents;
+pub mod endpoints;
 mod identity_rows;
 mod pages;
 pub mod policies;
@@ -24,6 +25,7 @@ pub use server::{Config, Server};
 use crate::telemetry::Metrics;
 use crate::telemetry::live::Snapshot;
 use documents::{DiagnosticRow, LaneRow, ServiceRow, Status, WorkloadRow};
+use endpoints::EndpointRow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -43,6 +45,7 @@ pub struct Sources {
     /// At most that many connections: `LiveConnections::snapshot`.
     pub connections: Arc<dyn Fn(usize) -> Snapshot + Send + Sync>,
     pub lanes: Ask<Vec<LaneRow>>,
+    pub endpoints: Ask<Vec<EndpointRow>>,
     pub diagnostics: Ask<Vec<DiagnosticRow>>,
     pub certificates: Certificates,
     pub policy: PolicySources,

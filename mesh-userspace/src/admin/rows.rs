@@ -18,6 +18,7 @@ pub(super) fn router(sources: Sources) -> Router {
         .route("/v1/workloads", get(|State(sources): State<Sources>| list(sources.workloads)))
         .route("/v1/services", get(|State(sources): State<Sources>| list(sources.services)))
         .route("/v1/lanes", get(|State(sources): State<Sources>| list(sources.lanes)))
+        .route("/v1/endpoints", get(|State(sources): State<Sources>| list(sources.endpoints)))
         .route("/v1/diagnostics", get(|State(sources): State<Sources>| list(sources.diagnostics)))
         .route("/v1/connections", get(connections))
         .merge(super::certificates::routes())

@@ -64,6 +64,7 @@ fn sources(not_ready: &Arc<Mutex<Vec<String>>>, live: &LiveConnections) -> Sourc
             explain: Arc::new(|question| Err(format!("{question:?} is unclear"))),
         },
         connections: Arc::new(move |limit| live.snapshot(limit)),
+        endpoints: Arc::new(Vec::new),
         lanes: Arc::new(|| panic!("a question that panics")),
         diagnostics: Arc::new(Vec::new),
         certificates: certificates(),

@@ -6,7 +6,7 @@ use crate::datapath::Datapath;
 use crate::engine::{Engine, Snapshot, Tables, diff};
 use crate::identity::Identities;
 use crate::model::{Catalog, Object, ObjectKey, SpiffeId, Update, WorkloadUid};
-use crate::proxy::{self, PlaintextSweep};
+use crate::proxy::{self, HealthChecks, PlaintextSweep};
 use crate::runtime::{Blocker, Ready};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +51,8 @@ pub(super) struct Reconciler {
     pub(super) spoken_for: BTreeSet<SpiffeId>,
     /// Ends plaintext that a change forbids.
     pub(super) plaintext: PlaintextSweep,
+    /// Probes this node's endpoints.
+    pub(super) health: HealthChecks,
     /// What the kernel's tables were written from.
     pub(super) applied: Arc<Snapshot>,
 }
@@ -145,6 +147,7 @@ impl Reconciler {
         self.speak_for(identities_of(&desired));
         // The proxy must know a destination before the kernel sends connections for it.
         let before = self.context.snapshot.swap(desired.snapshot.clone());
+        self.context.balancers.follow(&self.context.snapshot);
         self.recheck(&before, &desired.snapshot).await?;
         self.workloads.disarm_outdated(&desired.local, &mut self.datapath).await;
         self.datapath.apply(&diff(current, &desired)).context("cannot write the kernel's tables")?;
@@ -188,6 +191,7 @@ impl Reconciler {
         self.workloads.disarm_vanished(&mut self.datapath).await;
         let failed = self.workloads.arm_missing(&mut self.datapath).await;
         self.plaintext.follow(&self.applied).await;
+        self.health.follow(&self.applied);
         let armed: BTreeSet<WorkloadUid> = self.workloads.armed().collect();
         let generation = self.engine.generation();
         self.report.send_if_modified(|report| {

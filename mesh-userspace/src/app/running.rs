@@ -7,7 +7,7 @@ use super::{App, ca, sources};
 use crate::datapath::{Admissions, Datapath, Event, monotonic_nanoseconds};
 use crate::engine::Engine;
 use crate::identity::Identities;
-use crate::proxy::{Context, Inbound, PlaintextSweep};
+use crate::proxy::{Context, Dialler, HealthChecks, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
 use anyhow::{Context as _, Result, anyhow, bail};
 use mesh_common::event::FlowRecord;
@@ -66,12 +66,16 @@ impl App {
         }
 
         let mark = self.config.datapath.mark;
-        let inbound = Inbound {
+        let dialler = Dialler {
             context: self.context.clone(),
             namespaces: self.namespaces.clone(),
             bypass: self.datapath.bypass(),
-            datagrams: self.datagrams.clone(),
             mark,
+        };
+        let inbound = Inbound {
+            context: self.context.clone(),
+            dialler: dialler.clone(),
+            datagrams: self.datagrams.clone(),
             draining: release.clone(),
         };
         tasks.spawn("inbound", inbound.serve(self.tunnel));
@@ -114,6 +118,7 @@ impl App {
             ended: Vec::new(),
             spoken_for: BTreeSet::new(),
             plaintext,
+            health: HealthChecks::new(dialler),
             applied: Arc::default(),
         };
         let (disarm, disarmed) = oneshot::channel();

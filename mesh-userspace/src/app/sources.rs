@@ -1,18 +1,20 @@
 //! What the admin interface and the scrape show, gathered from the rooms that know it.
 
 use super::reconcile::Report;
-use super::{certificates, policies};
+use super::{certificates, endpoints, policies};
 use crate::admin::documents::{
     CertificateRow, ConfigStatus, ConnectionCounts, DiagnosticRow, EndpointCounts, LaneRow, MapRow, OutcomeRow,
     ServiceRow, Status, WorkloadCounts, WorkloadRow,
 };
 use crate::admin::{self, Ask};
+use crate::balance::{EjectionCause, Exhausted, Levels};
 use crate::control::{Diagnostic, Health, Severity};
 use crate::datapath::Counters;
 use crate::identity::Identities;
 use crate::model::{Mode, Protocol, Service, Workload};
-use crate::proxy::Context;
+use crate::proxy::{Balancers, Context, EndpointHealth};
 use crate::runtime::Ready;
+use crate::telemetry::balance::Sums;
 use crate::telemetry::datapath::{Expiry, Lost, MapSize, OutcomeCount, Sources};
 use crate::telemetry::{self, Metrics, Tls};
 use crate::tunnel::LaneStatus;
@@ -86,6 +88,32 @@ pub(super) fn register_kernel(metrics: &mut Metrics, counters: Counters, identit
     telemetry::datapath::register(metrics.registry(), sources);
 }
 
+/// What the balancing groups and the health checks tell the scrape.
+pub(super) fn balance(balancers: Balancers, health: EndpointHealth) -> impl Fn() -> Sums + Send + Sync + 'static {
+    move || {
+        let (counts, levels) = balancers.sums();
+        let sum = |of: fn(&Levels) -> u32| levels.iter().map(|level| u64::from(of(level))).sum::<u64>();
+        let (probed, unhealthy) = health.counts();
+        let healthy = probed.saturating_sub(unhealthy) as u64;
+        Sums {
+            ejections: EjectionCause::ALL.map(|cause| (cause.reason(), counts.ejections_by(cause))).to_vec(),
+            ejections_withheld: counts.ejections_withheld,
+            exhausted: Exhausted::ALL.map(|why| (why.reason(), counts.exhausted_by(why))).to_vec(),
+            panics: counts.panics,
+            failovers: counts.failovers,
+            endpoints: vec![
+                ("known", sum(|level| level.endpoints)),
+                ("ejected", sum(|level| level.ejected)),
+                ("unhealthy", sum(|level| level.unhealthy)),
+            ],
+            groups: levels.len() as u64,
+            open: sum(|level| level.open),
+            pending: sum(|level| level.pending),
+            probed: vec![("healthy", healthy), ("unhealthy", unhealthy as u64)],
+        }
+    }
+}
+
 /// What this daemon offers in handshakes, in its order of preference.
 pub(super) fn offered_tls(identities: &Identities) -> Tls {
     let provider = identities.server_config().crypto_provider().clone();
@@ -116,6 +144,7 @@ impl Wiring {
                 Arc::new(move |limit| wiring.context.live.snapshot(limit))
             },
             lanes: wiring.ask(|wiring| wiring.context.tunnel.lanes().iter().map(lane).collect()),
+            endpoints: wiring.ask(|wiring| endpoints::rows(&wiring.context)),
             certificates: certificates::sources(&wiring.identities),
             policy: policies::sources(&wiring.context),
             diagnostics: wiring.ask(|wiring| wiring.catalog.borrow().diagnostics.iter().map(diagnostic).collect()),

@@ -12,7 +12,7 @@ use super::member::{EndpointId, Members};
 use super::plan::Plan;
 use super::round_robin::Turns;
 use super::{ConnectFailure, Counts, EjectionCause, EndpointStatus, Exhausted, Levels, Pick};
-use crate::engine::Endpoint;
+use crate::engine::{Endpoint, Locality};
 use crate::model::Traffic;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -87,6 +87,26 @@ impl Group {
         });
         let slot = slot.inspect_err(|why| self.counts.exhausted[*why as usize] += 1)?;
         Ok(self.begin(slot, tried.is_empty(), now))
+    }
+
+    /// As [`Self::pick`] for a first attempt, but not among this node's endpoints while another takes connections: they
+    /// have been given their share by somebody else.
+    pub fn pick_elsewhere(&mut self, caller: IpAddr, random: u64, now: Instant) -> Result<Pick, Exhausted> {
+        let endpoints = self.endpoints.clone().unwrap_or_default();
+        let (near, far): (Vec<u32>, Vec<u32>) = self.listed.iter().partition(|slot| {
+            let index = self.members.at(**slot).index();
+            index.is_some_and(|index| endpoints[index as usize].locality == Locality::SameNode)
+        });
+        if far.iter().all(|slot| self.members.at(*slot).is_out(now)) {
+            return self.pick(caller, &[], random, now);
+        }
+        let near: Vec<_> = near.into_iter().map(|slot| self.members.id_of(slot)).collect();
+        let slot = self.admit().and_then(|()| {
+            self.refresh(now);
+            self.choose(caller, &near, random, now)
+        });
+        let slot = slot.inspect_err(|why| self.counts.exhausted[*why as usize] += 1)?;
+        Ok(self.begin(slot, true, now))
     }
 
     /// Asks for one more attempt at a connection that has failed; to be asked before each pick but the first.

@@ -28,6 +28,7 @@ mod slow_start;
 mod status;
 
 pub use group::Group;
+pub use health::Probes;
 pub use member::EndpointId;
 pub use status::{ConnectFailure, Counts, EjectionCause, EndpointStatus, Exhausted, Levels, Pick};
 

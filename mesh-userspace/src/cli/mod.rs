@@ -3,6 +3,7 @@
 
 mod authority;
 mod cert;
+mod endpoints;
 mod fetch;
 mod policy;
 mod show;
@@ -13,6 +14,7 @@ mod validate;
 use crate::admin::documents::{
     ConnectionRow, DEFAULT_SOCKET, DiagnosticRow, Document, Item, LaneRow, ServiceRow, Status, VersionRow, WorkloadRow,
 };
+use crate::admin::endpoints::EndpointRow;
 use crate::admin::policies::{PlaintextRow, PolicyRow};
 use crate::admin::traffic::TrafficRow;
 use authority::{CaVerb, JoinArguments, NodeVerb};
@@ -154,6 +156,9 @@ enum Resource {
     /// Connections between this node and others
     #[command(visible_alias = "lane")]
     Lanes,
+    /// Endpoints of services that this node's connections have asked for, and how they fare
+    #[command(visible_aliases = ["endpoint", "ep"])]
+    Endpoints,
     /// What is wrong with the catalog that the daemon reads
     #[command(visible_aliases = ["diagnostic", "diag"])]
     Diagnostics,
@@ -274,6 +279,7 @@ impl<W: Write> Session<'_, W> {
             Verb::Get(Resource::Workloads) => self.get::<WorkloadRow>("/v1/workloads"),
             Verb::Get(Resource::Services) => self.get::<ServiceRow>("/v1/services"),
             Verb::Get(Resource::Lanes) => self.get::<LaneRow>("/v1/lanes"),
+            Verb::Get(Resource::Endpoints) => self.get::<EndpointRow>("/v1/endpoints"),
             Verb::Get(Resource::Diagnostics) => self.get::<DiagnosticRow>("/v1/diagnostics"),
             Verb::Get(Resource::Policies) => self.get::<PolicyRow>("/v1/policies"),
             Verb::Get(Resource::Traffic) => self.get::<TrafficRow>("/v1/traffic"),

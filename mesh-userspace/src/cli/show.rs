@@ -259,7 +259,7 @@ fn bytes(count: u64) -> String {
     format!("{value:.1}{}", UNITS[unit])
 }
 
-fn seconds(count: f64) -> String {
+pub(super) fn seconds(count: f64) -> String {
     span(Duration::try_from_secs_f64(count).unwrap_or_default())
 }
 

@@ -123,7 +123,7 @@ impl Engine {
         let is_dns = self.is_dns(address);
         let view = self.frontends.winner(&address).filter(|_| !is_dns && !self.is_excluded(address.ip())).cloned();
         // Of the mesh's own DNS the daemon itself is the one backend.
-        let host = if is_dns { Some(Frontend::new(0, 1, 0, 0, 0)) } else { self.host_frontend(address) };
+        let host = if is_dns { Some(Frontend::new(0, 1, 0, 0, 0, 0, 0, 0)) } else { self.host_frontend(address) };
         let host = host.filter(|_| !self.is_excluded(address.ip()));
         let published = Arc::make_mut(&mut self.tables.snapshot);
         match view {

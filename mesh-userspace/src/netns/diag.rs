@@ -33,6 +33,8 @@ const MESSAGE: usize = ID_OFFSET + ID + 20;
 const INET_DIAG_INFO: u16 = 2;
 /// Where `idiag_wqueue` is: after the id, `idiag_expires` and `idiag_rqueue`.
 const WRITE_QUEUE: usize = ID_OFFSET + ID + 8;
+/// Where `idiag_inode` is, after `idiag_uid`: 0 of a socket that no process holds any more.
+const INODE: usize = WRITE_QUEUE + 8;
 /// Where `struct tcp_info` has what [`dialled`] reads.
 const BYTES_ACKED: usize = 120;
 const NOTSENT_BYTES: usize = 144;
@@ -40,11 +42,14 @@ const BYTES_SENT: usize = 200;
 const BYTES_RETRANS: usize = 208;
 
 /// States, by the kernel's numbers (`enum` in tcp_states.h).
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
 const SYN_SENT: u8 = 2;
 const SYN_RECV: u8 = 3;
 const TIME_WAIT: u8 = 6;
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
+const ALL_STATES: u32 = u32::MAX;
 
 /// What a socket is doing, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +80,8 @@ pub struct Tcp {
     /// Whether this end called connect(); `None` where the kernel does not tell (before 4.19, or while data is on its
     /// way at the very moment).
     pub dialled: Option<bool>,
+    /// No process holds it: it was closed, not only finished.
+    pub is_orphaned: bool,
     /// `struct inet_diag_sockid`, by which the kernel finds it again: addresses, interface, cookie.
     id: [u8; ID],
     family: u8,
@@ -97,7 +104,7 @@ impl Tcp {
         }
         // INET_DIAG_NOCOOKIE.
         id[40..].fill(0xff);
-        Self { state: TcpState::Open, local, remote, dialled: None, id, family }
+        Self { state: TcpState::Open, local, remote, dialled: None, is_orphaned: false, id, family }
     }
 }
 
@@ -119,10 +126,33 @@ impl SocketTable {
     /// # Errors
     /// If the kernel refuses.
     pub fn list(&self) -> io::Result<Vec<Tcp>> {
+        self.list_in(ALL_STATES)
+    }
+
+    /// Whether an application has closed a connection that it had finished, and takes no others at that address: its
+    /// process has ended, or is about to.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn is_deserted(&self, application: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let (application, peer) = (canonical(application), canonical(peer));
+        let sockets = self.list_in(1 << LISTEN | 1 << FIN_WAIT1 | 1 << FIN_WAIT2)?;
+        let takes_others = |tcp: &Tcp| {
+            let ip = tcp.local.ip();
+            tcp.state == TcpState::Listening
+                && tcp.local.port() == application.port()
+                && (ip.is_unspecified() || ip == application.ip())
+        };
+        let is_held = |tcp: &Tcp| tcp.local == application && tcp.remote == peer && !tcp.is_orphaned;
+        Ok(!sockets.iter().any(|tcp| takes_others(tcp) || is_held(tcp)))
+    }
+
+    fn list_in(&self, states: u32) -> io::Result<Vec<Tcp>> {
         let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let family = u8::try_from(family).expect("address families are small");
-            self.send(&request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, &[0; ID]))?;
+            self.send(&request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, states, &[0; ID]))?;
             let mut answer = vec![0; ANSWER];
             while self.receive(&mut answer, |kind, body| match kind {
                 NLMSG_DONE => Ok(false),
@@ -141,7 +171,7 @@ impl SocketTable {
     /// # Errors
     /// `Unsupported` if the kernel was built without `CONFIG_INET_DIAG_DESTROY`.
     pub fn destroy(&self, socket: &Tcp) -> io::Result<bool> {
-        self.send(&request(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, socket.family, &socket.id))?;
+        self.send(&request(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, socket.family, ALL_STATES, &socket.id))?;
         let mut answer = vec![0; 1024];
         let mut outcome = Ok(());
         self.receive(&mut answer, |_, body| {
@@ -181,8 +211,8 @@ impl SocketTable {
     }
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`: every state, and `tcp_info` with the answers.
-fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`: one bit a state, and `tcp_info` with the answers.
+fn request(kind: u16, flags: u16, family: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
     let protocol = u8::try_from(libc::IPPROTO_TCP).expect("6 fits");
     let mut message = Vec::with_capacity(HEADER + 8 + ID);
     let length = u32::try_from(HEADER + 8 + ID).expect("requests are short");
@@ -192,7 +222,7 @@ fn request(kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> Vec<u8> {
     // Sequence number and sender: one request at a time needs neither.
     message.extend([0; 8]);
     message.extend([family, protocol, 1 << (INET_DIAG_INFO - 1), 0]);
-    message.extend(u32::MAX.to_ne_bytes());
+    message.extend(states.to_ne_bytes());
     message.extend(id);
     message
 }
@@ -221,6 +251,7 @@ fn parse(body: &[u8]) -> Option<Tcp> {
             SYN_SENT => Some(true),
             _ => attribute(body.get(MESSAGE..)?, INET_DIAG_INFO).and_then(|info| dialled(body, info)),
         },
+        is_orphaned: u32_at(body, INODE)? == 0,
         id,
         family,
     })
@@ -284,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_request_says_its_length_and_asks_for_every_state() {
-        let message = request(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, 2, &[7; ID]);
+        let message = request(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, 2, ALL_STATES, &[7; ID]);
         assert_eq!(u32_at(&message, 0), Some(72));
         assert_eq!(message.len(), 72);
         assert_eq!((message[HEADER], message[HEADER + 1]), (2, 6));

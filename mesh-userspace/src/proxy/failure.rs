@@ -2,12 +2,19 @@
 
 use super::registry::Cut;
 use super::verdict::Ruling;
+use crate::balance::{ConnectFailure, Exhausted};
+use crate::identity::PeerRefusal;
 use crate::telemetry::connections::ResponseFlag;
 use crate::tunnel::{OpenError, Refusal, ResetCode, StreamError};
+use std::io::ErrorKind;
 
 /// How a stream ends that the other node has cut.
 const CUT_BY_PEER_RESET: StreamError = StreamError::Reset(ResetCode::DENIED);
 const CUT_BY_PEER_STOPPED: StreamError = StreamError::Stopped(ResetCode::DENIED);
+
+/// How a stream ends on which the other node has seen nothing pass for too long.
+const IDLE_RESET: StreamError = StreamError::Reset(ResetCode::IDLE);
+const IDLE_STOPPED: StreamError = StreamError::Stopped(ResetCode::IDLE);
 
 /// The cause of a failed connection. Each has a stable `reason` label and the field's `response_flags`.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +27,9 @@ pub enum Failure {
     UnknownDestination(std::net::SocketAddr),
     #[error("the service has no endpoint")]
     NoEndpoints,
+    /// A bound of the service's TrafficPolicy, by its label.
+    #[error("the service's limit {0} is reached")]
+    Limit(&'static str),
     #[error("the catalog does not know the endpoint's node {0}")]
     UnknownNode(crate::model::NodeName),
     #[error("cannot open a stream to the endpoint's node: {0}")]
@@ -28,6 +38,8 @@ pub enum Failure {
     Application(std::io::Error),
     #[error("the application did not accept the connection in time")]
     ApplicationTimeout,
+    #[error("the application has closed the connection before any byte, and takes no others")]
+    ApplicationGone,
     #[error("the local socket failed: {0}")]
     Local(std::io::Error),
     #[error("the peer's side failed: {0}")]
@@ -40,6 +52,8 @@ pub enum Failure {
     Cut(Cut),
     #[error("the workload was removed")]
     WorkloadRemoved,
+    #[error("nothing has passed for the service's idle timeout")]
+    IdleTimeout,
 }
 
 impl Failure {
@@ -51,14 +65,17 @@ impl Failure {
             Self::UnknownCaller => "unknown_caller",
             Self::UnknownDestination(_) => "unknown_destination",
             Self::NoEndpoints => "no_endpoints",
+            Self::Limit(limit) => limit,
             Self::UnknownNode(_) => "unknown_node",
             Self::Open(error) => error.reason(),
-            Self::Application(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => "application_refused",
+            Self::Application(error) if error.kind() == ErrorKind::ConnectionRefused => "application_refused",
             Self::Application(_) => "application_unreachable",
             Self::ApplicationTimeout => "application_timeout",
-            Self::Local(error) if error.kind() == std::io::ErrorKind::ConnectionReset => "local_reset",
+            Self::ApplicationGone => "application_gone",
+            Self::Local(error) if error.kind() == ErrorKind::ConnectionReset => "local_reset",
             Self::Local(_) => "local_error",
             Self::Cut(_) | Self::Remote(CUT_BY_PEER_RESET | CUT_BY_PEER_STOPPED) => "cut",
+            Self::IdleTimeout | Self::Remote(IDLE_RESET | IDLE_STOPPED) => "idle_timeout",
             Self::Remote(error) => error.reason(),
             Self::Denied(_) => Refusal::Denied.reason(),
             Self::Refused(refusal) => refusal.reason(),
@@ -79,20 +96,101 @@ impl Failure {
             Self::Open(OpenError::Refused(Refusal::IdentityMismatch)) | Self::Refused(Refusal::IdentityMismatch) => {
                 ResponseFlag::IdentityError
             }
-            Self::Open(OpenError::Bound(_)) => ResponseFlag::Overflow,
-            Self::WorkloadRemoved => ResponseFlag::Other,
+            Self::Limit(_) | Self::Open(OpenError::Bound(_)) => ResponseFlag::Overflow,
+            Self::WorkloadRemoved | Self::IdleTimeout | Self::Remote(IDLE_RESET | IDLE_STOPPED) => ResponseFlag::Other,
             _ => ResponseFlag::Connect,
+        }
+    }
+
+    /// Whether the connection may go to another endpoint, as far as no byte of it has been anywhere yet. Not where another
+    /// endpoint would say the same (the stream itself is at fault), nor where policy has spoken: that is the answer.
+    pub(super) fn is_retriable(&self) -> bool {
+        match self {
+            Self::UnknownNode(_) => true,
+            Self::Open(error) => match error {
+                // This node has none for the caller, whomever it calls.
+                OpenError::Handshake(PeerRefusal::NoCertificate) | OpenError::Bound(_) => false,
+                OpenError::Dial(_) | OpenError::Handshake(_) | OpenError::Timeout | OpenError::Closed => true,
+                OpenError::Refused(refusal) => !matches!(refusal, Refusal::Denied | Refusal::BadHeader),
+            },
+            Self::Remote(error) => !matches!(
+                *error,
+                CUT_BY_PEER_RESET | CUT_BY_PEER_STOPPED | IDLE_RESET | IDLE_STOPPED | StreamError::Ended
+            ),
+            _ => false,
+        }
+    }
+
+    /// What the failure says against the endpoint. `None` where it may be the caller's own: whose certificate or address is
+    /// wrong must not be able to take endpoints away from others.
+    pub(super) fn blames_endpoint(&self) -> Option<ConnectFailure> {
+        match self {
+            Self::UnknownNode(_) => Some(ConnectFailure::Unreachable),
+            Self::Open(error) => match error {
+                OpenError::Dial(_) => Some(ConnectFailure::Unreachable),
+                OpenError::Timeout | OpenError::Refused(Refusal::Timeout) => Some(ConnectFailure::Timeout),
+                OpenError::Closed => Some(ConnectFailure::Reset),
+                OpenError::Refused(refusal) => match refusal {
+                    Refusal::Unreachable | Refusal::NotFound => Some(ConnectFailure::Unreachable),
+                    Refusal::Refused | Refusal::Overloaded | Refusal::Draining => Some(ConnectFailure::Refused),
+                    // An unhealthy one is watched by its node: nothing has to be inferred.
+                    Refusal::Unhealthy
+                    | Refusal::Denied
+                    | Refusal::BadHeader
+                    | Refusal::IdentityMismatch
+                    | Refusal::Timeout => None,
+                },
+                OpenError::Handshake(_) | OpenError::Bound(_) => None,
+            },
+            _ => None,
         }
     }
 
     /// What the peer's daemon is told when an application cannot be reached.
     pub(super) fn refusal(&self) -> Refusal {
         match self {
-            Self::Application(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Refusal::Refused,
+            Self::Application(error) if error.kind() == ErrorKind::ConnectionRefused => Refusal::Refused,
             Self::ApplicationTimeout => Refusal::Timeout,
             Self::Refused(refusal) => *refusal,
             Self::Denied(_) | Self::Cut(_) => Refusal::Denied,
             _ => Refusal::Unreachable,
         }
+    }
+}
+
+impl From<Exhausted> for Failure {
+    fn from(exhausted: Exhausted) -> Self {
+        match exhausted {
+            Exhausted::MaxConnections | Exhausted::MaxPending => Self::Limit(exhausted.reason()),
+            Exhausted::NoEndpoints | Exhausted::AllTried | Exhausted::RetryBudget => Self::NoEndpoints,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policys_word_and_a_bad_stream_are_final() {
+        for refusal in Refusal::ALL {
+            let is_final = matches!(refusal, Refusal::Denied | Refusal::BadHeader);
+            assert_eq!(Failure::Open(OpenError::Refused(refusal)).is_retriable(), !is_final, "{refusal}");
+        }
+        assert!(!Failure::Remote(CUT_BY_PEER_RESET).is_retriable());
+        assert!(!Failure::Open(OpenError::Bound("shared lanes")).is_retriable());
+        assert!(!Failure::Open(OpenError::Handshake(PeerRefusal::NoCertificate)).is_retriable());
+        assert!(Failure::Open(OpenError::Handshake(PeerRefusal::Expired)).is_retriable());
+        assert!(Failure::Remote(StreamError::LaneClosed).is_retriable());
+    }
+
+    #[test]
+    fn what_may_be_the_callers_fault_blames_no_endpoint() {
+        let open = |error| Failure::Open(error).blames_endpoint();
+        assert_eq!(open(OpenError::Handshake(PeerRefusal::NoCertificate)), None);
+        assert_eq!(open(OpenError::Refused(Refusal::IdentityMismatch)), None);
+        assert_eq!(open(OpenError::Refused(Refusal::Denied)), None);
+        assert_eq!(open(OpenError::Refused(Refusal::Timeout)), Some(ConnectFailure::Timeout));
+        assert_eq!(open(OpenError::Closed), Some(ConnectFailure::Reset));
     }
 }

@@ -1,33 +1,27 @@
 //! Inbound: an authenticated stream is delivered to a workload of this node, from the client's own address.
 
-use super::registry::{Delivery, Live, Side, Ticket};
-use super::relay::{relay, reset_on_close};
+use super::dial::Dialler;
+use super::registry::{Live, Side, Ticket};
+use super::relay::{Carried, Progress, relay, reset_on_close};
 use super::report::Parties;
 use super::session::{Edge, Session};
 use super::verdict::{self, Caller};
 use super::{Context, Datagrams, Failure, LocalWorkload};
-use crate::datapath::Bypass;
 use crate::engine::Snapshot;
 use crate::model::{ObjectName, Protocol, Workload};
-use crate::netns::Namespaces;
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{Incoming, Refusal, Server};
 use mesh_common::policy::Arrival;
-use mesh_common::service::BypassKey;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// The receiving side of the tunnel.
 pub struct Inbound {
     pub context: Arc<Context>,
-    pub namespaces: Namespaces,
-    pub bypass: Bypass,
+    pub dialler: Dialler,
     pub datagrams: Datagrams,
-    /// SO_MARK of sockets made inside workloads' namespaces.
-    pub mark: u32,
     /// Cancelled when the daemon drains: new streams are refused, so that their callers go elsewhere.
     pub draining: CancellationToken,
 }
@@ -130,6 +124,10 @@ impl Inbound {
             return session.fail(&Failure::Denied(told.ruling));
         }
         session.ruled(&told.ruling);
+        if service.is_some_and(|service| self.context.health.is_unhealthy(&service, to)) {
+            incoming.refuse(Refusal::Unhealthy);
+            return session.fail(&Failure::Refused(Refusal::Unhealthy));
+        }
         // Held no longer than the decision: a connection may last for days.
         drop(snapshot);
         if let Err(failure) = self.deliver(incoming, &local, &session, &mut ticket).await {
@@ -145,8 +143,9 @@ impl Inbound {
         ticket: &mut Ticket,
     ) -> Result<(), Failure> {
         let (source, destination) = (incoming.header.source, incoming.header.destination);
+        let timeout = self.context.connect_timeout;
         let dialled = tokio::select! {
-            dialled = self.dial(local, source, destination) => dialled,
+            dialled = self.dialler.dial(local, source, destination, timeout) => dialled,
             cut = ticket.cut() => Err(Failure::Cut(cut)),
         };
         let (app, _delivery) = match dialled {
@@ -158,8 +157,11 @@ impl Inbound {
         };
         let stream = incoming.accept();
         session.carried_by(&stream);
+        let own = app.local_addr().ok();
+        let delivering = Delivering { inbound: self, session, local, application: destination, own };
+        let progress = Progress::default();
         let relayed = tokio::select! {
-            relayed = relay(&app, stream, session, ticket) => relayed,
+            relayed = relay(&app, stream, &delivering, ticket, &progress, None) => relayed,
             () = local.removed.cancelled() => Err(Failure::WorkloadRemoved),
         };
         if relayed.is_err() {
@@ -167,31 +169,32 @@ impl Inbound {
         }
         relayed
     }
+}
 
-    /// Connects to the application from inside its namespace, with the client's address where that is possible.
-    async fn dial(
-        &self,
-        local: &LocalWorkload,
-        source: SocketAddr,
-        destination: SocketAddr,
-    ) -> Result<(TcpStream, Delivery), Failure> {
-        let from = SocketAddr::new(local.delivers_from(source.ip(), destination.ip()), 0);
-        // The mark is for the routing that is made in workloads' own namespaces.
-        let mark = if local.workload.is_host_network() { 0 } else { self.mark };
-        let dialled = self.namespaces.dial_socket(&local.namespace, from, mark).await;
-        let socket = dialled.map_err(Failure::Application)?;
-        let bound = socket.local_addr().map_err(Failure::Application)?.as_socket().map_or(0, |address| address.port());
-        let pass = BypassKey::new(from.ip().into(), destination.ip().into(), bound.to_be(), destination.port().to_be());
-        let delivery = self.context.registry.delivering(SocketAddr::new(from.ip(), bound), destination);
-        // sk_lookup runs once, on the SYN: the pass is needed until connect() has answered and no longer.
-        let _pass = self.bypass.admit(pass).map_err(Failure::Application)?;
-        let connecting = TcpSocket::from_std_stream(socket.into()).connect(destination);
-        let app = tokio::time::timeout(self.context.connect_timeout, connecting)
-            .await
-            .map_err(|_| Failure::ApplicationTimeout)?
-            .map_err(Failure::Application)?;
-        app.set_nodelay(true).map_err(Failure::Application)?;
-        Ok((app, delivery))
+/// What the relay tells, and asks about the application.
+struct Delivering<'a> {
+    inbound: &'a Inbound,
+    session: &'a Session,
+    local: &'a LocalWorkload,
+    application: SocketAddr,
+    /// This daemon's end.
+    own: Option<SocketAddr>,
+}
+
+impl Carried for Delivering<'_> {
+    fn passed_to_tunnel(&self, bytes: u64) {
+        self.session.passed_to_tunnel(bytes);
+    }
+
+    fn passed_from_tunnel(&self, bytes: u64) {
+        self.session.passed_from_tunnel(bytes);
+    }
+
+    async fn is_application_gone(&self) -> bool {
+        match self.own {
+            Some(own) => self.inbound.dialler.is_deserted(self.local, self.application, own).await,
+            None => false,
+        }
     }
 }
 

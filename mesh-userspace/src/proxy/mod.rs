@@ -1,9 +1,12 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
+mod balancers;
 mod carried;
 mod datagram;
+mod dial;
 pub mod explain;
 mod failure;
+mod health;
 mod host;
 mod inbound;
 mod kernel;
@@ -16,9 +19,12 @@ mod report;
 mod session;
 pub mod verdict;
 
+pub use balancers::{BalancerStatus, Balancers};
 pub use carried::Carried;
 pub use datagram::{DatagramOutbound, Datagrams};
+pub use dial::Dialler;
 pub use failure::Failure;
+pub use health::{EndpointHealth, HealthChecks};
 pub use host::HostOutbound;
 pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
@@ -30,6 +36,7 @@ pub use report::Reports;
 use crate::dns;
 use crate::engine::Snapshot;
 use crate::model::NodeName;
+use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::connections::ConnectionMetrics;
 use crate::telemetry::live::LiveConnections;
 use crate::tunnel::Tunnel;
@@ -50,6 +57,11 @@ pub struct Context {
     pub connect_timeout: Duration,
     pub metrics: ConnectionMetrics,
     pub live: LiveConnections,
+    /// Which endpoints connections go to.
+    pub balancers: Balancers,
+    pub balance: BalanceMetrics,
+    /// What the probes of this node's endpoints say.
+    pub health: EndpointHealth,
     /// What policy said, counted and logged.
     pub reports: Reports,
     /// What a change of policy must reach.

@@ -1,22 +1,23 @@
 //! Outbound: a workload's captured connection is carried to an endpoint's node.
 
-use super::registry::{Live, Side, Ticket};
-use super::relay::{relay, reset_on_close};
+use super::balancers::{self, Ask, Attempt};
+use super::registry::{Live, Side};
+use super::relay::{Carried, Progress, relay, reset_on_close};
 use super::report::Parties;
 use super::session::{Edge, Session};
 use super::verdict::{self, Caller};
 use super::{Context, Failure, LocalWorkload};
-use crate::balance;
+use crate::balance::EndpointId;
 use crate::datapath::Tuples;
-use crate::engine::{Endpoint, Locality, Snapshot};
-use crate::model::{Protocol, Service, Workload};
+use crate::engine::{Endpoint, Snapshot};
+use crate::model::{ObjectName, Protocol, Service, Traffic, Workload};
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{Peer, Stream, StreamHeader};
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::policy::Arrival;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,8 +35,33 @@ pub struct Outbound {
 
 /// Where a captured connection goes.
 struct Route {
-    service: Option<Arc<Service>>,
     endpoint: Endpoint,
+    /// `None`: the workload was called by its own address, and nothing was picked.
+    picked: Option<Picked>,
+}
+
+/// The service's part of it.
+struct Picked {
+    service: Arc<Service>,
+    traffic: Arc<Traffic>,
+    attempt: Attempt,
+    /// Another endpoint was tried before.
+    is_retry: bool,
+}
+
+impl Route {
+    fn new(picked: balancers::Picked, is_retry: bool) -> Self {
+        let balancers::Picked { service, traffic, endpoint, attempt } = picked;
+        Self { endpoint, picked: Some(Picked { service, traffic, attempt, is_retry }) }
+    }
+
+    fn service(&self) -> Option<&ObjectName> {
+        self.picked.as_ref().map(|picked| &picked.service.name)
+    }
+
+    fn traffic(&self) -> Option<&Traffic> {
+        self.picked.as_ref().map(|picked| &*picked.traffic)
+    }
 }
 
 impl Outbound {
@@ -54,7 +80,7 @@ impl Outbound {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
         let carried = match original_destination(&self.tuples, self.local.namespace.cookie(), source) {
             Ok(record) => self.carry(&app, source, &record).await,
-            Err(failure) => Err(failure).inspect_err(|failure| self.unrouted(source, failure)),
+            Err(failure) => Err(failure).inspect_err(|failure| self.unrouted(source, None, failure)),
         };
         if carried.is_err() {
             reset_on_close(&app);
@@ -72,10 +98,114 @@ impl Outbound {
         if self.context.dns.is_at(destination) {
             return self.name(app).await;
         }
-        let snapshot = self.context.snapshot.load_full();
-        let elsewhere = record.flags() & OriginalDestination::ELSEWHERE != 0;
-        let route = route(&snapshot, destination, elsewhere).inspect_err(|failure| self.unrouted(source, failure))?;
         let own = own_address(&self.local.workload, source);
+        // The kernel has drawn among all endpoints, and the draw did not fall on one of this node.
+        let elsewhere = record.flags() & OriginalDestination::ELSEWHERE != 0;
+        let route = self.route(destination, own.ip(), elsewhere);
+        let route = route.inspect_err(|failure| self.unrouted(source, Some(destination), failure))?;
+        let mut session = {
+            let snapshot = self.context.snapshot.load();
+            Session::begin(&self.context, &self.edge(&snapshot, &route), source, destination)
+        };
+        let outcome = tokio::select! {
+            outcome = self.attempts(app, own, destination, route, &mut session) => outcome,
+            () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
+        };
+        outcome.inspect_err(|failure| session.fail(failure))
+    }
+
+    fn edge<'a>(&'a self, snapshot: &'a Snapshot, route: &'a Route) -> Edge<'a> {
+        Edge {
+            reporter: Reporter::Source,
+            source: self.local.current(snapshot),
+            destination: Some(&route.endpoint.workload),
+            service: route.service(),
+        }
+    }
+
+    /// Picks where a connection goes: an endpoint of the frontend's service, or the workload itself.
+    fn route(&self, destination: SocketAddr, caller: IpAddr, elsewhere: bool) -> Result<Route, Failure> {
+        let ask = Ask { destination, caller, elsewhere, tried: &[] };
+        if let Some(picked) = self.context.balancers.pick(&self.context.snapshot, &ask) {
+            return Ok(Route::new(picked?, false));
+        }
+        let snapshot = self.context.snapshot.load();
+        let workload = snapshot.workload_serving(destination).ok_or(Failure::UnknownDestination(destination))?;
+        Ok(Route { endpoint: Endpoint::direct(workload, destination), picked: None })
+    }
+
+    /// Tries endpoints until one carries the connection to its end, for as long as no byte has been anywhere.
+    async fn attempts(
+        &self,
+        app: &TcpStream,
+        own: SocketAddr,
+        destination: SocketAddr,
+        mut route: Route,
+        session: &mut Session,
+    ) -> Result<(), Failure> {
+        app.set_nodelay(true).map_err(Failure::Local)?;
+        let mut tried = Vec::new();
+        loop {
+            let progress = Progress::default();
+            let Err(failure) = self.attempt(app, own, &mut route, session, &progress).await else { return Ok(()) };
+            let failure = self.explained(failure);
+            if let Some(picked) = &mut route.picked {
+                picked.attempt.broke(&failure);
+            }
+            if !(failure.is_retriable() && progress.is_untouched()) {
+                return Err(failure);
+            }
+            let Some(next) = self.next_route(destination, own.ip(), route, &mut tried, &failure) else {
+                return Err(failure);
+            };
+            route = next;
+            session.rerouted(&self.context, &self.edge(&self.context.snapshot.load(), &route));
+        }
+    }
+
+    /// Where the connection goes after a failure, if the service allows another attempt and has another endpoint.
+    fn next_route(
+        &self,
+        destination: SocketAddr,
+        caller: IpAddr,
+        failed: Route,
+        tried: &mut Vec<EndpointId>,
+        failure: &Failure,
+    ) -> Option<Route> {
+        let Picked { traffic, attempt, .. } = failed.picked?;
+        tried.push(attempt.id());
+        if tried.len() > traffic.retry.attempts as usize {
+            if traffic.retry.attempts > 0 {
+                self.context.balance.retried("attempts");
+            }
+            return None;
+        }
+        let allowed = attempt.may_retry();
+        // It has ended: it must not count as one of the service's connections while the next one is picked.
+        drop(attempt);
+        let ask = Ask { destination, caller, elsewhere: false, tried };
+        let pick = || self.context.balancers.pick(&self.context.snapshot, &ask).transpose();
+        match allowed.and_then(|()| pick()) {
+            Ok(picked) => {
+                self.context.balance.retry(failure.reason());
+                Some(Route::new(picked?, true))
+            }
+            Err(exhausted) => {
+                self.context.balance.retried(exhausted.reason());
+                None
+            }
+        }
+    }
+
+    /// One connection at one endpoint, from the verdict to its end.
+    async fn attempt(
+        &self,
+        app: &TcpStream,
+        own: SocketAddr,
+        route: &mut Route,
+        session: &Session,
+        progress: &Progress,
+    ) -> Result<(), Failure> {
         let mut ticket = self.context.registry.enter(Live {
             side: Side::Source,
             caller: self.local.workload.clone(),
@@ -85,22 +215,24 @@ impl Outbound {
         });
         // What changes from here on, the registry knows.
         let snapshot = self.context.snapshot.load_full();
-        let edge = Edge {
-            reporter: Reporter::Source,
-            source: self.local.current(&snapshot),
-            destination: Some(&route.endpoint.workload),
-            service: route.service.as_deref().map(|service| &service.name),
-        };
-        let session = Session::begin(&self.context, &edge, source, destination);
         session.routed(route.endpoint.address, route.endpoint.workload.node.as_str());
-        let outcome = match self.authorize(own, &snapshot, &route, &session) {
-            Ok(()) => tokio::select! {
-                outcome = self.tunnel(app, own, snapshot, &route, &session, &mut ticket) => outcome,
-                () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
-            },
-            denied => denied,
+        self.authorize(own, &snapshot, route, session)?;
+        let stream = tokio::select! {
+            opened = self.open(own, &snapshot, route) => opened?,
+            cut = ticket.cut() => return Err(Failure::Cut(cut)),
         };
-        outcome.map_err(|failure| self.explained(failure)).inspect_err(|failure| session.fail(failure))
+        // Held no longer than it is needed: a connection may last for days.
+        drop(snapshot);
+        if let Some(picked) = &mut route.picked {
+            picked.attempt.connected();
+            if picked.is_retry {
+                self.context.balance.retried("recovered");
+            }
+        }
+        session.carried_by(&stream);
+        let carried = Carrying { session, attempt: route.picked.as_ref().map(|picked| &picked.attempt) };
+        let idle_timeout = route.traffic().and_then(|traffic| traffic.idle_timeout);
+        relay(app, stream, &carried, &mut ticket, progress, idle_timeout).await
     }
 
     /// Answers the DNS queries of a connection.
@@ -143,26 +275,6 @@ impl Outbound {
         Ok(())
     }
 
-    async fn tunnel(
-        &self,
-        app: &TcpStream,
-        own: SocketAddr,
-        snapshot: Arc<Snapshot>,
-        route: &Route,
-        session: &Session,
-        ticket: &mut Ticket,
-    ) -> Result<(), Failure> {
-        app.set_nodelay(true).map_err(Failure::Local)?;
-        let stream = tokio::select! {
-            opened = self.open(own, &snapshot, route) => opened?,
-            cut = ticket.cut() => return Err(Failure::Cut(cut)),
-        };
-        // Held no longer than it is needed: a connection may last for days.
-        drop(snapshot);
-        session.carried_by(&stream);
-        relay(app, stream, session, ticket).await
-    }
-
     async fn open(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route) -> Result<Stream, Failure> {
         let workload = &route.endpoint.workload;
         let node = snapshot.node(&workload.node).ok_or_else(|| Failure::UnknownNode(workload.node.clone()))?;
@@ -177,19 +289,55 @@ impl Outbound {
         let header = StreamHeader {
             protocol: Protocol::Tcp,
             destination: route.endpoint.address,
-            service: route.service.as_ref().map(|service| service.name.to_string()),
+            service: route.service().map(ToString::to_string),
             source: own,
             traceparent: None,
         };
         let transport = snapshot.mesh.as_ref().map_or_else(Default::default, |mesh| mesh.transport);
-        Ok(self.context.tunnel.open(transport, &peer, header).await?)
+        let tunnel = &self.context.tunnel;
+        Ok(match route.traffic() {
+            Some(traffic) => {
+                let bound = traffic.connect_timeout.unwrap_or(self.context.connect_timeout);
+                tunnel.open_within(bound, transport, &peer, header).await?
+            }
+            None => tunnel.open(transport, &peer, header).await?,
+        })
     }
 
-    /// A connection whose destination is not known is counted under its source alone.
-    fn unrouted(&self, source: SocketAddr, failure: &Failure) {
-        let edge = Edge { reporter: Reporter::Source, source: &self.local.workload, destination: None, service: None };
-        let unspecified = SocketAddr::new(source.ip(), 0);
-        Session::begin(&self.context, &edge, source, unspecified).fail(failure);
+    /// A connection that goes nowhere is counted under its source, and the service that it asked for if that is known.
+    fn unrouted(&self, source: SocketAddr, destination: Option<SocketAddr>, failure: &Failure) {
+        let snapshot = self.context.snapshot.load();
+        let service = destination.and_then(|asked| Some((asked, &snapshot.frontend(asked)?.service.name)));
+        let edge = Edge {
+            reporter: Reporter::Source,
+            source: &self.local.workload,
+            destination: None,
+            service: service.map(|(_, name)| name),
+        };
+        let asked = service.map_or_else(|| SocketAddr::new(source.ip(), 0), |(asked, _)| asked);
+        Session::begin(&self.context, &edge, source, asked).fail(failure);
+    }
+}
+
+/// What the relay tells: the session, and the endpoint's group.
+struct Carrying<'a> {
+    session: &'a Session,
+    attempt: Option<&'a Attempt>,
+}
+
+impl Carried for Carrying<'_> {
+    fn passed_to_tunnel(&self, bytes: u64) {
+        self.session.passed_to_tunnel(bytes);
+    }
+
+    fn passed_from_tunnel(&self, bytes: u64) {
+        self.session.passed_from_tunnel(bytes);
+    }
+
+    fn answered(&self, after: Duration) {
+        if let Some(attempt) = self.attempt {
+            attempt.answered(after);
+        }
     }
 }
 
@@ -236,22 +384,6 @@ pub(super) fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr
         return source;
     }
     SocketAddr::new(workload.address_like(source.ip()).unwrap_or(source.ip()), source.port())
-}
-
-/// Picks where a connection to `destination` goes: an endpoint of the frontend's service, or the workload itself.
-///
-/// `elsewhere`: the kernel has drawn among all endpoints, and the draw did not fall on one of this node.
-fn route(snapshot: &Snapshot, destination: SocketAddr, elsewhere: bool) -> Result<Route, Failure> {
-    if let Some(frontend) = snapshot.frontend(destination) {
-        let others = frontend.endpoints.iter().filter(|endpoint| elsewhere && endpoint.locality != Locality::SameNode);
-        let others: Vec<_> = others.cloned().collect();
-        let among = if others.is_empty() { &frontend.endpoints[..] } else { &others[..] };
-        let endpoint = balance::pick(among, rand::random()).ok_or(Failure::NoEndpoints)?;
-        return Ok(Route { service: Some(frontend.service.clone()), endpoint: endpoint.clone() });
-    }
-    let workload = snapshot.workload_serving(destination).ok_or(Failure::UnknownDestination(destination))?;
-    let endpoint = Endpoint::direct(workload, destination);
-    Ok(Route { service: None, endpoint })
 }
 
 /// Errors of one connection, not of the listener (accept(2), "Error handling").

@@ -7,7 +7,9 @@ use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -15,35 +17,90 @@ use tokio::net::TcpStream;
 const SMALLEST_READ: usize = 4 * 1024;
 /// Large reads are what makes bulk cheap: fewer wake-ups, full TLS records.
 const LARGEST_READ: usize = 256 * 1024;
+/// A silent connection is looked at this many times within its idle timeout: it ends at most a quarter late, and no
+/// timer is touched per packet.
+const LOOKS_PER_TIMEOUT: u32 = 4;
 
-/// Counts bytes by direction as they pass.
-pub(super) trait Count {
+/// What a relay tells of a connection as it goes, and asks about it.
+pub(super) trait Carried {
     fn passed_to_tunnel(&self, bytes: u64);
     fn passed_from_tunnel(&self, bytes: u64);
+
+    /// The first bytes came out of the tunnel, so long after the first ones went in; where none did, since the start.
+    fn answered(&self, _after: Duration) {}
+
+    /// Asked when the application finishes before any byte went either way: whether it is not there any more, rather
+    /// than had nothing to say.
+    fn is_application_gone(&self) -> impl Future<Output = bool> + Send {
+        std::future::ready(false)
+    }
 }
 
-/// Relays until both directions have ended in order, or the connection is cut. On a failure the application's socket is
-/// reset and the stream's unfinished halves are dropped, which resets them too.
+/// What has passed between an application and the tunnel.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Reads from and writes to the application, that of the end included.
+    steps: AtomicU64,
+    /// When the application's first bytes were read.
+    asked: OnceLock<Instant>,
+}
+
+impl Progress {
+    /// Nothing was taken from the application and nothing was given to it: it cannot know where its connection ends.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.steps.load(Relaxed) == 0
+    }
+
+    fn step(&self) {
+        self.steps.fetch_add(1, Relaxed);
+    }
+
+    /// Ends when nothing has passed for the timeout; never without one.
+    async fn silence(&self, timeout: Option<Duration>) {
+        let Some(timeout) = timeout else { return std::future::pending().await };
+        let period = timeout / LOOKS_PER_TIMEOUT;
+        // On the heap: most connections have no timeout, and every byte of this future is in all of them.
+        let mut pause = Box::pin(tokio::time::sleep(period));
+        let (mut seen, mut looks) = (self.steps.load(Relaxed), 0);
+        while looks < LOOKS_PER_TIMEOUT {
+            pause.as_mut().await;
+            let steps = self.steps.load(Relaxed);
+            looks = if steps == seen { looks + 1 } else { 0 };
+            seen = steps;
+            let next = pause.deadline() + period;
+            pause.as_mut().reset(next);
+        }
+    }
+}
+
+/// Relays until both directions have ended in order, the connection is cut, or silent for too long. On a failure the
+/// stream's unfinished halves are dropped, which resets them; the application's socket is the caller's.
 pub(super) async fn relay(
     app: &TcpStream,
     stream: Stream,
-    count: &impl Count,
+    carried: &impl Carried,
     ticket: &mut Ticket,
+    progress: &Progress,
+    idle_timeout: Option<Duration>,
 ) -> Result<(), Failure> {
     let (mut send, mut recv) = stream.split();
+    let both = async {
+        tokio::try_join!(upload(app, &mut send, carried, progress), download(app, &mut recv, carried, progress))
+    };
     let outcome = tokio::select! {
-        outcome = async { tokio::try_join!(upload(app, &mut send, count), download(app, &mut recv, count)) } => {
-            outcome.map(drop)
-        }
+        outcome = both => outcome.map(drop),
         failure = socket_error(app) => Err(failure),
         cut = ticket.cut() => Err(Failure::Cut(cut)),
+        () = progress.silence(idle_timeout) => Err(Failure::IdleTimeout),
     };
-    if matches!(outcome, Err(Failure::Cut(_))) {
-        send.reset(ResetCode::DENIED);
-        recv.stop(ResetCode::DENIED);
-    }
-    if outcome.is_err() {
-        reset_on_close(app);
+    let told = match outcome {
+        Err(Failure::Cut(_)) => Some(ResetCode::DENIED),
+        Err(Failure::IdleTimeout) => Some(ResetCode::IDLE),
+        _ => None,
+    };
+    if let Some(code) = told {
+        send.reset(code);
+        recv.stop(code);
     }
     outcome
 }
@@ -55,15 +112,25 @@ pub(super) fn reset_on_close(app: &TcpStream) {
 }
 
 /// Application to tunnel. No buffer is held while the application is silent.
-async fn upload(app: &TcpStream, send: &mut SendHalf, count: &impl Count) -> Result<(), Failure> {
+async fn upload(
+    app: &TcpStream,
+    send: &mut SendHalf,
+    carried: &impl Carried,
+    progress: &Progress,
+) -> Result<(), Failure> {
     let mut size = SMALLEST_READ;
     loop {
         app.readable().await.map_err(Failure::Local)?;
         let mut buffer = BytesMut::with_capacity(size);
         match app.try_read_buf(&mut buffer) {
+            Ok(0) if progress.is_untouched() && carried.is_application_gone().await => {
+                return Err(Failure::ApplicationGone);
+            }
             Ok(0) => return Ok(send.finish().await?),
             Ok(read) => {
-                count.passed_to_tunnel(read as u64);
+                progress.step();
+                progress.asked.get_or_init(Instant::now);
+                carried.passed_to_tunnel(read as u64);
                 size = next_read(size, read);
                 send.send(buffer.freeze()).await?;
             }
@@ -85,12 +152,24 @@ fn next_read(size: usize, read: usize) -> usize {
 }
 
 /// Tunnel to application.
-async fn download(app: &TcpStream, recv: &mut RecvHalf, count: &impl Count) -> Result<(), Failure> {
+async fn download(
+    app: &TcpStream,
+    recv: &mut RecvHalf,
+    carried: &impl Carried,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let opened = Instant::now();
+    let mut is_first = true;
     while let Some(chunk) = recv.recv().await? {
         let length = chunk.len() as u64;
+        progress.step();
+        if std::mem::take(&mut is_first) {
+            carried.answered(progress.asked.get().unwrap_or(&opened).elapsed());
+        }
         write_all(app, chunk).await.map_err(Failure::Local)?;
-        count.passed_from_tunnel(length);
+        carried.passed_from_tunnel(length);
     }
+    progress.step();
     match SockRef::from(app).shutdown(Shutdown::Write) {
         // The application has already closed: there is nobody left to tell.
         Err(error) if error.kind() == ErrorKind::NotConnected => Ok(()),
@@ -126,6 +205,34 @@ async fn socket_error(app: &TcpStream) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_noticed_once_nothing_has_passed_for_the_timeout() {
+        let timeout = Duration::from_secs(8);
+        let progress = Progress::default();
+        let start = tokio::time::Instant::now();
+        let chatter = async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                progress.step();
+            }
+        };
+        let silent = async {
+            progress.silence(Some(timeout)).await;
+            start.elapsed()
+        };
+        let ((), silent) = tokio::join!(chatter, silent);
+        let spoken = Duration::from_secs(15);
+        assert!(silent >= spoken + timeout && silent <= spoken + timeout * 5 / 4, "{silent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_timeout_silence_lasts() {
+        let waiting = tokio::time::timeout(Duration::from_hours(24), async {
+            Progress::default().silence(None).await;
+        });
+        assert!(waiting.await.is_err());
+    }
 
     #[test]
     fn reads_grow_with_bulk_and_shrink_with_chatter() {

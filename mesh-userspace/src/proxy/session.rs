@@ -1,7 +1,6 @@
 //! One connection as metrics, the live table and the access log see it.
 
 use super::registry::Cut;
-use super::relay::Count;
 use super::verdict::Ruling;
 use super::{Context, Failure};
 use crate::model::{ObjectName, Workload};
@@ -61,6 +60,31 @@ impl Session {
         Self { connection, row, direction, node: context.node.as_str().into() }
     }
 
+    /// It goes to another endpoint than so far.
+    pub(super) fn rerouted(&mut self, context: &Context, edge: &Edge<'_>) {
+        self.connection.moved_to(&context.metrics.edge(edge.key(Security::MutualTls)));
+        self.row.set(Flow {
+            destination_workload: edge.destination.map(|workload| workload.name.to_string().into()),
+            destination_identity: edge.destination.map(|workload| workload.identity.as_str().into()),
+            ..Flow::clone(&self.row.flow())
+        });
+    }
+
+    pub(super) fn passed_to_tunnel(&self, bytes: u64) {
+        match self.direction {
+            // Outbound, what the application writes is the request.
+            Direction::Outbound => self.connection.add_received(bytes),
+            Direction::Inbound => self.connection.add_sent(bytes),
+        }
+    }
+
+    pub(super) fn passed_from_tunnel(&self, bytes: u64) {
+        match self.direction {
+            Direction::Outbound => self.connection.add_sent(bytes),
+            Direction::Inbound => self.connection.add_received(bytes),
+        }
+    }
+
     /// The endpoint that was picked, and its node.
     pub(super) fn routed(&self, backend: SocketAddr, node: &str) {
         self.row.set(Flow { backend: Some(backend), node: Some(node.into()), ..Flow::clone(&self.row.flow()) });
@@ -116,23 +140,6 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         access_log::finished(&self.row.flow(), &self.connection, &self.node);
-    }
-}
-
-impl Count for Session {
-    fn passed_to_tunnel(&self, bytes: u64) {
-        match self.direction {
-            // Outbound, what the application writes is the request.
-            Direction::Outbound => self.connection.add_received(bytes),
-            Direction::Inbound => self.connection.add_sent(bytes),
-        }
-    }
-
-    fn passed_from_tunnel(&self, bytes: u64) {
-        match self.direction {
-            Direction::Outbound => self.connection.add_sent(bytes),
-            Direction::Inbound => self.connection.add_received(bytes),
-        }
     }
 }
 

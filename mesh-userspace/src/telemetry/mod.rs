@@ -2,6 +2,7 @@
 //! A leaf: it imports no other room, and what it shows of them arrives as plain values and closures.
 
 pub mod access_log;
+pub mod balance;
 mod bounded;
 pub mod ca;
 pub mod catalog;

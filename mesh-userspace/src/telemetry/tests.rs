@@ -38,6 +38,7 @@ pub(super) fn full() -> Metrics {
     authority.expires("root", SystemTime::now());
     touch(&TunnelMetrics::register(metrics.registry()));
     policy::sample(metrics.policy());
+    balance::sample(metrics.registry());
     let key = EdgeKey {
         reporter: Reporter::Source,
         source: Party::unknown(),

@@ -18,6 +18,8 @@ impl ResetCode {
     pub const DENIED: Self = Self(3);
     /// The node drains and the deadline has passed.
     pub const DRAINED: Self = Self(4);
+    /// Nothing has passed for longer than the service allows.
+    pub const IDLE: Self = Self(5);
 }
 
 /// The destination node's reason not to open a stream.
@@ -41,11 +43,14 @@ pub enum Refusal {
     Overloaded,
     #[error("the node takes no new streams")]
     Draining,
+    /// Peers that do not know it read [`Self::Refused`].
+    #[error("the application does not pass its service's health check")]
+    Unhealthy,
 }
 
 impl Refusal {
     /// Every variant.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Denied,
         Self::Refused,
         Self::Unreachable,
@@ -55,6 +60,7 @@ impl Refusal {
         Self::IdentityMismatch,
         Self::Overloaded,
         Self::Draining,
+        Self::Unhealthy,
     ];
 
     /// A stable label.
@@ -70,6 +76,7 @@ impl Refusal {
             Self::IdentityMismatch => "identity_mismatch",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
+            Self::Unhealthy => "unhealthy",
         }
     }
 

@@ -87,8 +87,27 @@ impl Tunnel {
     /// # Errors
     /// As [`Transport::open`].
     pub async fn open(&self, choice: TransportChoice, peer: &Peer, header: StreamHeader) -> Result<Stream, OpenError> {
-        // Without one, the transport says so.
-        let _has_certificate = self.identities.wait_for(&peer.source, self.patience).await;
+        self.wait_for_certificate(&peer.source).await;
+        self.open_now(choice, peer, header).await
+    }
+
+    /// [`Self::open`] with a bound of its own on the time that the other side takes; what this node still has to get
+    /// ready is not within it.
+    ///
+    /// # Errors
+    /// As [`Transport::open`].
+    pub async fn open_within(
+        &self,
+        bound: Duration,
+        choice: TransportChoice,
+        peer: &Peer,
+        header: StreamHeader,
+    ) -> Result<Stream, OpenError> {
+        self.wait_for_certificate(&peer.source).await;
+        tokio::time::timeout(bound, self.open_now(choice, peer, header)).await.unwrap_or(Err(OpenError::Timeout))
+    }
+
+    async fn open_now(&self, choice: TransportChoice, peer: &Peer, header: StreamHeader) -> Result<Stream, OpenError> {
         match choice {
             TransportChoice::Auto | TransportChoice::Lanes => self.lanes.open(peer, header).await,
             TransportChoice::Quic => self.quic.open(peer, header).await,
@@ -105,9 +124,13 @@ impl Tunnel {
         header: &StreamHeader,
         sink: Sink,
     ) -> Result<DatagramFlow, OpenError> {
-        // Without one, the transport says so.
-        let _has_certificate = self.identities.wait_for(&peer.source, self.patience).await;
+        self.wait_for_certificate(&peer.source).await;
         self.quic.open_flow(peer, header, sink).await
+    }
+
+    async fn wait_for_certificate(&self, source: &SpiffeId) {
+        // Without one, the transport says so.
+        let _has_certificate = self.identities.wait_for(source, self.patience).await;
     }
 
     /// Closes every connection to the workload at once, with the streams on it.

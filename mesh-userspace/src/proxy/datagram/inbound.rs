@@ -124,7 +124,8 @@ impl Inbound {
         let same_family = |range: &&AliasRange| range.own.is_ipv4() == application.is_ipv4();
         let range = local.aliases.iter().find(same_family).ok_or(ErrorKind::AddrNotAvailable)?;
         let alias = datagram::alias(range.range.network().into(), datagram::DELIVERY).into();
-        let socket = self.namespaces.deliver_datagrams(&local.namespace, alias, application, self.mark).await?;
+        let socket =
+            self.dialler.namespaces.deliver_datagrams(&local.namespace, alias, application, self.dialler.mark).await?;
         let alias = socket.local_addr()?;
         let call = |port: u16| {
             let (remote, own) = (Endpoint::from(SocketAddr::new(caller.ip(), port)), Endpoint::from(application));

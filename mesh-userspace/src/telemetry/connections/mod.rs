@@ -316,6 +316,18 @@ impl OpenConnection {
         }
     }
 
+    /// The connection goes on along another edge. If that has other labels, it counts there as opened, and here as
+    /// closed: both edges have seen it.
+    pub fn moved_to(&mut self, edge: &Edge) {
+        if Arc::ptr_eq(&self.series, &edge.series) {
+            return;
+        }
+        let now = Instant::now();
+        let series = edge.store.enter(&edge.key, &edge.series, now);
+        let left = std::mem::replace(&mut self.series, series);
+        self.store.leave(&left, now.duration_since(self.since), now);
+    }
+
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
         self.failure.get().map(|(failure, _)| *failure)

@@ -24,9 +24,12 @@ pub(crate) struct Options {
     /// Exchange messages all the time, instead of one at the start and one at the end.
     #[arg(long)]
     chatter: bool,
+    /// Send nothing before the end of input.
+    #[arg(long, conflicts_with = "chatter")]
+    silent: bool,
 }
 
-/// Opens connections to an echo server, exchanges a message on each, says `holding` on stderr, and at the end of input
+/// Opens connections to an echo server, exchanges a message on each (none if silent), says `holding` on stderr, and at the end of input
 /// exchanges another one and finishes. A connection that ends or errs before, or a byte that differs, is a failure.
 pub(crate) fn hold(options: &Options, call: &mut Call) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -81,7 +84,9 @@ impl Held {
     async fn run(mut self) -> Result<(u64, Option<Greeting>)> {
         let timeout = self.options.connect.timeout();
         let mut line = Line::open(&self.options.connect, self.number, timeout).await?;
-        line.round().await?;
+        if !self.options.silent {
+            line.round().await?;
+        }
         // Nobody counts any more if another connection has failed.
         let _ = self.up.send(());
         while !*self.ended.borrow() {

@@ -2,6 +2,7 @@
 //! show. Prints one JSON document.
 
 mod attack;
+mod churn;
 mod connect;
 mod exchange;
 mod hand;
@@ -16,6 +17,7 @@ mod server;
 mod sniff;
 mod stall;
 mod uring;
+mod web;
 
 use clap::{Args, Parser, ValueEnum};
 use std::net::{IpAddr, SocketAddr};
@@ -66,6 +68,10 @@ enum Probe {
     Stall(stall::Options),
     /// Make many short connections, each with its own message.
     Many(many::ManyOptions),
+    /// Make new connections all the time, at a rate or one after the other.
+    Churn(churn::Options),
+    /// Serve HTTP, `/health` included, until killed.
+    Web(web::Options),
     /// Make a socket here and connect it elsewhere.
     #[command(subcommand)]
     Hand(hand::Hand),
@@ -121,6 +127,7 @@ impl ConnectOptions {
 fn main() -> ExitCode {
     let (ok, report) = match Probe::parse() {
         Probe::Echo(options) => return server::serve(options),
+        Probe::Web(options) => return web::serve(options),
         Probe::Call { way, options } => exchange::report(|call| exchange::call(way, &options, call)),
         Probe::Transfer { options, bytes, server, asleep } => {
             exchange::report(|call| exchange::transfer(&options, bytes, server, asleep, call))
@@ -136,6 +143,7 @@ fn main() -> ExitCode {
         Probe::Attack(attack) => exchange::report(|call| attack::run(&attack, call)),
         Probe::Load(options) => load::run(&options),
         Probe::Resolve(options) => resolve::run(&options),
+        Probe::Churn(options) => churn::run(&options),
         Probe::Sniff(options) => sniff::run(&options),
     };
     println!("{report}");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 /// Seed of the bytes that a server sends by itself.
 pub(crate) const SEED: u64 = 42;
@@ -36,6 +37,9 @@ pub(crate) struct Options {
     /// How much to send, for the modes that send by themselves.
     #[arg(long, default_value_t = 1 << 20)]
     bytes: u64,
+    /// At SIGTERM take no more connections, and end when the last one has.
+    #[arg(long)]
+    graceful: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -54,26 +58,48 @@ enum Mode {
     Hold,
 }
 
-/// Serves until killed.
+/// Serves until killed, or told to end.
 pub(crate) fn serve(options: Options) -> ExitCode {
-    let served =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().and_then(|runtime| {
-            runtime.block_on(async move {
-                let listener = listen(&options)?;
-                let options = Arc::new(options);
-                loop {
-                    let (stream, peer) = listener.accept().await?;
-                    tokio::spawn(connection(stream, peer, Arc::clone(&options)));
-                }
-            })
-        });
-    let Err::<std::convert::Infallible, io::Error>(error) = served;
-    eprintln!("mesh-probe echo: {error}");
-    ExitCode::FAILURE
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match runtime.and_then(|runtime| runtime.block_on(accept(options))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-probe echo: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
-fn listen(options: &Options) -> io::Result<TcpListener> {
-    let address = SocketAddr::new(options.bind.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), options.port);
+async fn accept(options: Options) -> io::Result<()> {
+    let listener = listen_on(options.bind, options.port)?;
+    let options = Arc::new(options);
+    let mut connections = JoinSet::new();
+    let told = async {
+        if !options.graceful {
+            return std::future::pending().await;
+        }
+        signal(SignalKind::terminate())?.recv().await;
+        Ok::<(), io::Error>(())
+    };
+    let accepting = async {
+        loop {
+            let (stream, peer) = listener.accept().await?;
+            connections.spawn(connection(stream, peer, Arc::clone(&options)));
+            while connections.try_join_next().is_some() {}
+        }
+    };
+    tokio::select! {
+        told = told => told?,
+        failed = accepting => return failed,
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Listens on one address, or on all of both families.
+pub(crate) fn listen_on(bind: Option<std::net::IpAddr>, port: u16) -> io::Result<TcpListener> {
+    let address = SocketAddr::new(bind.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port);
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
