@@ -5,7 +5,7 @@ use crate::model::HealthCheck;
 /// The last probes of one endpoint. It is healthy until they say otherwise: a daemon that has just started must not refuse
 /// what it has not looked at yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Probes {
+pub struct Probes {
     is_unhealthy: bool,
     /// Probes in a row that say the opposite of what holds.
     opposing: u32,
@@ -13,7 +13,7 @@ pub(super) struct Probes {
 
 impl Probes {
     /// Whether the verdict changed.
-    pub(super) fn handle(&mut self, healthy: bool, policy: &HealthCheck) -> bool {
+    pub fn handle(&mut self, healthy: bool, policy: &HealthCheck) -> bool {
         if healthy != self.is_unhealthy {
             self.opposing = 0;
             return false;
@@ -27,7 +27,7 @@ impl Probes {
         turned
     }
 
-    pub(super) fn is_unhealthy(&self) -> bool {
+    pub fn is_unhealthy(&self) -> bool {
         self.is_unhealthy
     }
 

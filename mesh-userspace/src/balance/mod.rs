@@ -26,8 +26,11 @@ mod plan;
 mod round_robin;
 mod slow_start;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use group::Group;
+pub use health::Probes;
 pub use member::EndpointId;
 pub use status::{ConnectFailure, Counts, EjectionCause, EndpointStatus, Exhausted, Levels, Pick};
 
