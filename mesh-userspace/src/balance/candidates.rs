@@ -39,6 +39,11 @@ impl Pace {
         silence >= PATIENCE_MIN && silence >= self.patience(member, now)
     }
 
+    /// Whether a member has been silent for so long that callers who give up are right.
+    pub(super) fn keeps_waiting(&self, member: &Member, now: Instant) -> bool {
+        member.silence(now) >= PATIENCE_MAX
+    }
+
     /// Whether a member has been silent for so long, while others were not, that it should be ejected.
     fn is_lost(&self, member: &Member, now: Instant) -> bool {
         let others_answer = self.accepted_at > member.silent_since;

@@ -40,6 +40,7 @@ pub struct Group {
     open: u32,
     pending: u32,
     counts: Counts,
+    plans: u64,
 }
 
 impl Group {
@@ -63,6 +64,7 @@ impl Group {
             open: 0,
             pending: 0,
             counts: Counts::default(),
+            plans: 0,
         }
     }
 
@@ -151,11 +153,11 @@ impl Group {
     }
 
     /// The connection was given up, by its caller or by policy, before the endpoint took it. That says nothing about the
-    /// endpoint, unless it was silent for unusually long: then it has let the caller wait, and that is a time-out.
+    /// endpoint, unless it was silent for longer than anybody should wait: then that is a time-out.
     pub fn handle_cancelled(&mut self, id: EndpointId, now: Instant) {
         self.end_attempt();
         let Some(slot) = self.members.slot_of(id) else { return };
-        if self.pace().is_suspect(self.members.at(slot), now) {
+        if self.pace().keeps_waiting(self.members.at(slot), now) {
             self.fail(slot, ConnectFailure::Timeout, now);
         } else {
             let member = self.members.at_mut(slot);
@@ -203,6 +205,12 @@ impl Group {
         self.counts
     }
 
+    /// How often all endpoints were looked at, since something about them had changed.
+    #[must_use]
+    pub fn plans(&self) -> u64 {
+        self.plans
+    }
+
     #[must_use]
     pub fn levels(&self, now: Instant) -> Levels {
         let troubled = || self.listed.iter().filter_map(|slot| self.members.at(*slot).trouble.as_ref());
@@ -216,6 +224,11 @@ impl Group {
             retries_left: self.budget.left(&self.traffic.retry, now),
             callers: count(self.callers.len()),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> usize {
+        self.members.capacity()
     }
 
     fn admit(&self) -> Result<(), Exhausted> {

@@ -26,6 +26,8 @@ mod plan;
 mod round_robin;
 mod slow_start;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use group::Group;
 pub use health::Probes;

@@ -144,7 +144,8 @@ impl Group {
 
     /// A pick came across an endpoint that has been silent for too long.
     fn handle_lost(&mut self, lost: Option<u32>, now: Instant) {
-        if let Some(slot) = lost.filter(|_| self.traffic.ejection.consecutive_failures > 0) {
+        let is_wanted = self.traffic.ejection.consecutive_failures > 0 && self.has_room_for_ejection();
+        if let Some(slot) = lost.filter(|_| is_wanted) {
             self.eject(slot, EjectionCause::Silent, now);
             self.refresh(now);
         }

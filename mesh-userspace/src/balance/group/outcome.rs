@@ -43,7 +43,7 @@ impl Group {
     /// Ejects a member, if not too many are out already.
     pub(super) fn eject(&mut self, slot: u32, cause: EjectionCause, now: Instant) {
         self.refresh(now);
-        if self.plan.ejected >= most_ejected(self.listed.len(), self.traffic.ejection.max_percent) {
+        if !self.has_room_for_ejection() {
             self.counts.ejections_withheld += 1;
             return;
         }
@@ -51,6 +51,11 @@ impl Group {
         self.members.at_mut(slot).trouble().eject(cause, &policy, now);
         self.counts.ejections[cause as usize] += 1;
         self.invalidate();
+    }
+
+    /// Whether one more endpoint may be out, as far as the plan knows.
+    pub(super) fn has_room_for_ejection(&self) -> bool {
+        self.plan.ejected < most_ejected(self.listed.len(), self.traffic.ejection.max_percent)
     }
 
     /// After a success: what is over is forgotten.

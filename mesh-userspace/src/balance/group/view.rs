@@ -78,6 +78,7 @@ impl Group {
             traffic: &self.traffic,
         };
         self.plan.compile(&mut self.members, &sources, now);
+        self.plans += 1;
         self.is_planned = true;
     }
 
