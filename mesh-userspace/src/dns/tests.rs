@@ -316,7 +316,7 @@ fn reply_to(query: &[u8]) -> Message {
     let asked = Message::from_vec(query).unwrap();
     let mut reply = Message::response(asked.metadata.id, OpCode::Query);
     reply.queries.clone_from(&asked.queries);
-    let data = RData::A([192, 0, 2, 80].into());
+    let data = RData::A(std::net::Ipv4Addr::new(192, 0, 2, 80).into());
     reply.add_answer(hickory_proto::rr::Record::from_rdata(asked.queries[0].name.clone(), 60, data));
     reply
 }
@@ -338,7 +338,8 @@ async fn an_upstream_answer_comes_back_under_the_callers_id_and_forged_ones_do_n
             upstream.send_to(&message.to_vec().unwrap(), from).await.unwrap();
         }
     };
-    let (reply, ()) = tokio::join!(server.answer(&workload("w", 1), &asked), answering);
+    let caller = workload("w", 1);
+    let (reply, ()) = tokio::join!(server.answer(&caller, &asked), answering);
     let reply = Message::from_vec(&reply).unwrap();
     assert_eq!((reply.metadata.id, reply.answers[0].data.to_string().as_str()), (0x1234, "192.0.2.80"));
     assert_eq!(reply.queries[0].name.to_ascii(), "example.com.");
@@ -399,7 +400,8 @@ async fn a_server_that_is_not_there_is_passed_over_and_none_is_a_failure() {
         let (length, from) = upstream.recv_from(&mut buffer).await.unwrap();
         upstream.send_to(&reply_to(&buffer[..length]).to_vec().unwrap(), from).await.unwrap();
     };
-    let (reply, ()) = tokio::join!(both.answer(&workload("w", 1), &asked), answering);
+    let caller = workload("w", 1);
+    let (reply, ()) = tokio::join!(both.answer(&caller, &asked), answering);
     assert_eq!(Message::from_vec(&reply).unwrap().answers.len(), 1);
 }
 

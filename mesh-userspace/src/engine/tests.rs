@@ -292,12 +292,17 @@ fn the_meshs_own_dns_is_a_frontend_that_no_service_takes() {
         |engine: &Engine| engine.desired().frontends.get(&key).map(|found| (found.service(), found.backends()));
     assert_eq!(frontend(&engine), Some((0, 1)));
     assert!(engine.desired().snapshot.frontends().is_empty());
+    let at: std::net::SocketAddr = "10.96.0.10:53".parse().unwrap();
+    let datagram = |engine: &Engine| engine.desired().datagrams.get(&at.into()).copied();
+    let number = datagram(&engine).map(|found| found.number()).unwrap();
+    assert_eq!(engine.desired().snapshot.datagram_target(number), Some(at));
     engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(with_dns(&["10.96.0.0/24"])))), Instant::now());
-    assert_eq!(frontend(&engine), None);
+    assert_eq!((frontend(&engine), datagram(&engine)), (None, None));
+    assert_eq!(engine.desired().snapshot.datagram_target(number), None);
     engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(with_dns(&[])))), Instant::now());
     assert_eq!(frontend(&engine), Some((0, 1)));
     // Who was there all the while inherits it.
     engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(mesh(&[])))), Instant::now());
     assert_eq!(frontend(&engine), Some((1, 0)));
-    assert_eq!(engine.desired().snapshot.frontends().len(), 1);
+    assert_eq!((engine.desired().snapshot.frontends().len(), datagram(&engine)), (1, None));
 }
