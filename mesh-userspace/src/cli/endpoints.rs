@@ -21,7 +21,8 @@ impl Show for EndpointRow {
             ("BACK-IN", Right),
         ]);
         for row in items {
-            let state = row.cause.as_ref().map_or_else(|| row.state.clone(), |cause| format!("{} ({cause})", row.state));
+            let state =
+                row.cause.as_ref().map_or_else(|| row.state.clone(), |cause| format!("{} ({cause})", row.state));
             let connect = row.connect_micros.map(|micros| format!("{:?}", Duration::from_micros(micros)));
             let back = row.ejected_millis.map(|millis| seconds(Duration::from_millis(millis).as_secs_f64()));
             table.row([
@@ -60,7 +61,8 @@ mod tests {
             ejected_millis: Some(7_000),
             connect_micros: Some(1_500),
         };
-        let text = EndpointRow::show(&[row], &View { wide: false, headers: false, now: std::time::SystemTime::UNIX_EPOCH });
+        let text =
+            EndpointRow::show(&[row], &View { wide: false, headers: false, now: std::time::SystemTime::UNIX_EPOCH });
         for part in ["shop/cart-1", "ejected (timeout)", "1.5ms", "7s"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }

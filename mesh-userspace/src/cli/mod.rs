@@ -10,10 +10,10 @@ mod show;
 mod table;
 mod validate;
 
-use crate::admin::endpoints::EndpointRow;
 use crate::admin::documents::{
     ConnectionRow, DEFAULT_SOCKET, DiagnosticRow, Document, Item, LaneRow, ServiceRow, Status, VersionRow, WorkloadRow,
 };
+use crate::admin::endpoints::EndpointRow;
 use crate::admin::policies::{PlaintextRow, PolicyRow};
 use authority::{CaVerb, JoinArguments, NodeVerb};
 use clap::{Args, Parser, Subcommand, ValueEnum};

@@ -11,6 +11,6 @@ mod routing;
 mod socket;
 mod thread;
 
-pub use diag::{SocketTable, Tcp, TcpState};
+pub use diag::{Parting, SocketTable, Tcp, TcpState};
 pub use routing::{MARK, TABLE};
 pub use thread::{Namespace, Namespaces};
