@@ -42,8 +42,6 @@ const BYTES_SENT: usize = 200;
 const BYTES_RETRANS: usize = 208;
 
 /// States, by the kernel's numbers (`enum` in tcp_states.h).
-const FIN_WAIT1: u8 = 4;
-const FIN_WAIT2: u8 = 5;
 const SYN_SENT: u8 = 2;
 const SYN_RECV: u8 = 3;
 const TIME_WAIT: u8 = 6;
@@ -69,6 +67,17 @@ impl TcpState {
             _ => Self::Open,
         }
     }
+}
+
+/// What has become of an application's end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// A process still has it: it may have finished one direction only.
+    Held,
+    /// Nobody has it any more, and the application takes other connections.
+    Closed,
+    /// Nobody has it any more, and nothing listens there.
+    Deserted,
 }
 
 /// One TCP socket.
@@ -129,23 +138,42 @@ impl SocketTable {
         self.list_in(ALL_STATES)
     }
 
-    /// Whether an application has closed a connection that it had finished, and takes no others at that address: its
-    /// process has ended, or is about to.
+    /// What an application that has finished a connection has done with it.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn is_deserted(&self, application: SocketAddr, peer: SocketAddr) -> io::Result<bool> {
+    pub fn parting(&self, application: SocketAddr, peer: SocketAddr) -> io::Result<Parting> {
         let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         let (application, peer) = (canonical(application), canonical(peer));
-        let sockets = self.list_in(1 << LISTEN | 1 << FIN_WAIT1 | 1 << FIN_WAIT2)?;
+        if self.is_held(application, peer)? {
+            return Ok(Parting::Held);
+        }
         let takes_others = |tcp: &Tcp| {
             let ip = tcp.local.ip();
-            tcp.state == TcpState::Listening
-                && tcp.local.port() == application.port()
-                && (ip.is_unspecified() || ip == application.ip())
+            tcp.local.port() == application.port() && (ip.is_unspecified() || ip == application.ip())
         };
-        let is_held = |tcp: &Tcp| tcp.local == application && tcp.remote == peer && !tcp.is_orphaned;
-        Ok(!sockets.iter().any(|tcp| takes_others(tcp) || is_held(tcp)))
+        let listeners = self.list_in(1 << LISTEN)?;
+        Ok(if listeners.iter().any(takes_others) { Parting::Closed } else { Parting::Deserted })
+    }
+
+    /// Whether a process holds the end of a connection that is `local`.
+    fn is_held(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let wanted = Tcp::new(local, remote);
+        self.send(&request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, wanted.family, ALL_STATES, &wanted.id))?;
+        let mut answer = vec![0; ANSWER];
+        let mut held = Ok(false);
+        self.receive(&mut answer, |kind, body| {
+            held = match kind {
+                NLMSG_ERROR => acknowledged(body).map(|()| false),
+                // Where there is no such connection, the kernel answers with what listens there.
+                _ => Ok(parse(body).is_some_and(|tcp| (tcp.local, tcp.remote) == (local, remote) && !tcp.is_orphaned)),
+            };
+            Ok(false)
+        })?;
+        match held {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            held => held,
+        }
     }
 
     fn list_in(&self, states: u32) -> io::Result<Vec<Tcp>> {

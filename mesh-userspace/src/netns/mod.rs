@@ -16,6 +16,6 @@ mod thread;
 
 pub use alias::AliasRange;
 pub use datagram::{CaptureSocket, Captured, LONGEST, receive_from_application};
-pub use diag::{SocketTable, Tcp, TcpState};
+pub use diag::{Parting, SocketTable, Tcp, TcpState};
 pub use routing::{MARK, TABLE};
 pub use thread::{Namespace, Namespaces};

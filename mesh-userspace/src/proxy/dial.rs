@@ -3,12 +3,17 @@
 use super::registry::Delivery;
 use super::{Context, Failure, LocalWorkload};
 use crate::datapath::Bypass;
-use crate::netns::Namespaces;
+use crate::netns::{Namespaces, Parting};
 use mesh_common::service::BypassKey;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
+
+/// Looks at the sockets of an application that may be ending: a process that dies closes its listener last.
+const LOOKS: usize = 4;
+/// Between them.
+const PAUSE: Duration = Duration::from_millis(15);
 
 /// Reaches the applications of this node.
 #[derive(Clone)]
@@ -52,8 +57,16 @@ impl Dialler {
     /// cannot be told.
     pub(super) async fn is_deserted(&self, local: &LocalWorkload, application: SocketAddr, own: SocketAddr) -> bool {
         let Ok(table) = self.namespaces.sockets(&local.namespace).await else { return false };
-        // The kernel walks its listeners for this.
-        let asked = tokio::task::spawn_blocking(move || table.is_deserted(application, own)).await;
-        matches!(asked, Ok(Ok(true)))
+        let table = Arc::new(table);
+        for look in 1..=LOOKS {
+            let table = table.clone();
+            // The kernel walks its listeners for this.
+            match tokio::task::spawn_blocking(move || table.parting(application, own)).await {
+                Ok(Ok(Parting::Deserted)) => return true,
+                Ok(Ok(Parting::Closed)) if look < LOOKS => tokio::time::sleep(PAUSE).await,
+                _ => return false,
+            }
+        }
+        false
     }
 }
