@@ -11,6 +11,7 @@ mod policies;
 mod reconcile;
 mod running;
 mod sources;
+mod traffic;
 mod workloads;
 
 pub use command::Command;

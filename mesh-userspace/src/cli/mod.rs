@@ -7,12 +7,14 @@ mod fetch;
 mod policy;
 mod show;
 mod table;
+mod traffic;
 mod validate;
 
 use crate::admin::documents::{
     ConnectionRow, DEFAULT_SOCKET, DiagnosticRow, Document, Item, LaneRow, ServiceRow, Status, VersionRow, WorkloadRow,
 };
 use crate::admin::policies::{PlaintextRow, PolicyRow};
+use crate::admin::traffic::TrafficRow;
 use authority::{CaVerb, JoinArguments, NodeVerb};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fetch::{Daemon, FetchError};
@@ -158,6 +160,9 @@ enum Resource {
     /// Authorization policies, whom they are for, and how often they decided on this node
     #[command(visible_aliases = ["policy", "pol"])]
     Policies,
+    /// How services spread their connections, and what is done when those fail
+    #[command(visible_alias = "tp")]
+    Traffic,
     /// Who called workloads of this node in plaintext: what still keeps them from STRICT
     Plaintext,
 }
@@ -271,6 +276,7 @@ impl<W: Write> Session<'_, W> {
             Verb::Get(Resource::Lanes) => self.get::<LaneRow>("/v1/lanes"),
             Verb::Get(Resource::Diagnostics) => self.get::<DiagnosticRow>("/v1/diagnostics"),
             Verb::Get(Resource::Policies) => self.get::<PolicyRow>("/v1/policies"),
+            Verb::Get(Resource::Traffic) => self.get::<TrafficRow>("/v1/traffic"),
             Verb::Get(Resource::Plaintext) => self.get::<PlaintextRow>("/v1/plaintext"),
             Verb::Get(Resource::Connections { limit }) => self.connections(*limit),
             Verb::Cert(verb) => self.cert(verb),

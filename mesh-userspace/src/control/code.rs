@@ -86,6 +86,7 @@ codes! {
     Exclusive = "M0219", Error, "the field does not go with another one";
     NoDeclaredPort = "M0220", Error, "a host-network workload declares no port";
     PolicyOfNowhere = "M0221", Error, "a broken policy does not say its namespace and protects nothing";
+    InvalidDuration = "M0222", Error, "the duration is not valid or out of range";
     DuplicateObject = "M0301", Error, "the object is defined twice";
     TwoMeshConfigs = "M0302", Error, "there is more than one MeshConfig";
     NoMeshConfig = "M0303", Error, "there is no MeshConfig";
@@ -112,6 +113,7 @@ codes! {
     NotNodeAddress = "M0324", Warning, "a host-network workload's address is not one of its node";
     NotTargetedPort = "M0325", Warning, "the rule's port is none that the target service leads to";
     UnknownAccount = "M0326", Warning, "no workload has the service account that the rule names";
+    DuplicateTraffic = "M0327", Error, "two traffic policies are for one service";
 }
 
 impl fmt::Display for Code {

@@ -4,7 +4,9 @@ use super::diagnostic::{Diagnostic, Findings, Position, Source};
 use super::fields::{self, Fields};
 use super::key::Key;
 use super::{Code, kinds, suggest, yaml};
-use crate::model::{AuthorizationPolicy, DefaultAction, Mesh, Mode, Node, NodeName, ObjectName, Service};
+use crate::model::{
+    AuthorizationPolicy, DefaultAction, Mesh, Mode, Node, NodeName, ObjectName, Service, TrafficPolicy,
+};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -33,7 +35,15 @@ pub(super) enum Spec {
     Service { service: Arc<Service>, selector_at: Position, vips_at: Vec<Position>, targets_at: Vec<Position> },
     Workload(Box<Entry>),
     Policy(Arc<Policy>),
+    Traffic(TrafficEntry),
     Namespace(Defaults),
+}
+
+/// A traffic policy, and where it names each of its services.
+#[derive(Clone, Debug)]
+pub(super) struct TrafficEntry {
+    pub(super) policy: Arc<TrafficPolicy>,
+    pub(super) services_at: Vec<Position>,
 }
 
 /// A policy, and where it says what.
@@ -199,12 +209,13 @@ struct Kind {
 
 const OURS: &str = "nodemesh.io/v1alpha1";
 
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind { version: "v1", name: "Service", read: kinds::service, stand_in: None },
     Kind { version: "v1", name: "Node", read: kinds::node, stand_in: None },
     Kind { version: "v1", name: "Namespace", read: kinds::namespace, stand_in: Some(kinds::strictest_namespace) },
     Kind { version: OURS, name: "WorkloadEntry", read: kinds::workload, stand_in: None },
     Kind { version: OURS, name: "MeshConfig", read: kinds::mesh, stand_in: None },
+    Kind { version: OURS, name: "TrafficPolicy", read: kinds::traffic, stand_in: None },
     Kind { version: OURS, name: POLICY, read: kinds::policy, stand_in: Some(kinds::strictest_policy) },
 ];
 

@@ -1,11 +1,13 @@
 //! Typed values out of trees, each refusal with its place and a way out.
 
 use super::diagnostic::{Findings, Position};
+use super::duration::duration;
 use super::yaml::{Entry, Node, Value};
 use super::{Code, suggest};
 use crate::model::{DefaultAction, Mode};
 use ipnet::IpNet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// A mapping that must account for each of its fields: those asked for, those listed as ignored, and nothing else.
 pub(super) struct Fields<'n> {
@@ -80,6 +82,40 @@ impl<'n> Fields<'n> {
     fn misspelt(&self, name: &str) -> Option<&'n str> {
         let others = self.entries.iter().map(|entry| entry.key.as_str()).filter(|key| !self.known.contains(key));
         suggest::nearest(name, others)
+    }
+
+    /// An optional field that is a mapping itself.
+    pub(super) fn part(&mut self, name: &'static str, findings: &mut Findings) -> Option<Self> {
+        let path = self.path(name);
+        Self::of(&self.get(name)?.value, &path, findings)
+    }
+
+    /// An optional duration; see [`duration`].
+    pub(super) fn duration(
+        &mut self,
+        name: &'static str,
+        bounds: (Duration, Duration),
+        findings: &mut Findings,
+    ) -> Option<Duration> {
+        let path = self.path(name);
+        duration(&self.get(name)?.value, &path, bounds, findings)
+    }
+
+    /// An optional number; see [`integer`].
+    pub(super) fn number(&mut self, name: &'static str, bounds: (u32, u32), findings: &mut Findings) -> Option<u32> {
+        let path = self.path(name);
+        integer(&self.get(name)?.value, &path, bounds, findings)
+    }
+
+    /// An optional word; see [`choice`].
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        name: &'static str,
+        choices: &[(&'static str, T)],
+        findings: &mut Findings,
+    ) -> Option<T> {
+        let path = self.path(name);
+        choice(&self.get(name)?.value, &path, choices, findings)
     }
 
     /// Fields that may be there and are not read.

@@ -9,6 +9,7 @@ mod code;
 mod diagnostic;
 mod directory;
 mod document;
+mod duration;
 mod fields;
 pub mod file;
 mod key;
@@ -25,6 +26,7 @@ pub use code::{Code, Severity};
 pub use diagnostic::{Diagnostic, Position};
 pub use directory::{has_errors, validate};
 pub use document::{Contents, parse_documents};
+pub use duration::format_duration;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,6 +54,7 @@ fn count(resolver: &resolve::Resolver) -> BTreeMap<&'static str, usize> {
         ("Namespace", resolver.namespaces()),
         ("Node", catalog.nodes.len()),
         ("Service", catalog.services.len()),
+        ("TrafficPolicy", catalog.traffic.len()),
         ("WorkloadEntry", catalog.workloads.len()),
     ])
 }

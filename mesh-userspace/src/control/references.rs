@@ -2,13 +2,14 @@
 //! leads nowhere, and this says so.
 
 mod policies;
+mod traffic;
 
 use super::diagnostic::{Diagnostic, Position};
 use super::document::{Document, Entry, Spec};
 use super::key::Key;
 use super::{Code, suggest};
 use crate::engine::{SelectorIndex, selects};
-use crate::model::{Catalog, NodeName, PolicyAction, Protocol, Service, TargetPort, Workload};
+use crate::model::{Catalog, NodeName, PolicyAction, Service, TargetPort, Workload};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(super) fn check(accepted: &BTreeMap<Key, Arc<Document>>, catalog: &Catalog, 
     for workload in catalog.workloads.values() {
         index.insert_workload(workload);
     }
+    let winners = traffic::winners(catalog);
     let mut hints = MAX_HINTS;
     for document in accepted.values() {
         let mut check = Check { document, catalog, found, hints: &mut hints };
@@ -36,6 +38,7 @@ pub(super) fn check(accepted: &BTreeMap<Key, Arc<Document>>, catalog: &Catalog, 
             _ if document.stands_in => check.stands_in(),
             Spec::Mesh(_) | Spec::Node { .. } | Spec::Namespace(_) => {}
             Spec::Policy(policy) => policies::check(policy, &mut check),
+            Spec::Traffic(entry) => traffic::check(entry, &winners, &mut check),
             Spec::Workload(entry) => check.workload(entry),
             Spec::Service { service, selector_at, vips_at, targets_at } => {
                 let selected: Vec<_> = index
@@ -157,7 +160,7 @@ impl Check<'_> {
         if meshed.is_empty() {
             return;
         }
-        for (port, at) in service.ports.iter().zip(targets_at).filter(|(port, _)| port.protocol == Protocol::Tcp) {
+        for (port, at) in service.ports.iter().zip(targets_at) {
             if let TargetPort::Name(name) = &port.target {
                 self.target_port(name, *at, &meshed);
             }

@@ -159,6 +159,7 @@ impl<'d> Around<'d> {
             Spec::Service { service, .. } => Object::Service(Arc::clone(service)),
             Spec::Workload(entry) => Object::Workload(Arc::new(self.workload(entry)?)),
             Spec::Policy(policy) => Object::Policy(Arc::clone(&policy.policy)),
+            Spec::Traffic(entry) => Object::Traffic(Arc::clone(&entry.policy)),
             Spec::Namespace(_) => return None,
         })
     }

@@ -5,8 +5,8 @@ use super::super::diagnostic::{Findings, Position};
 use super::super::document::Spec;
 use super::super::fields::{self, DEFAULT_ACTIONS, Fields, MODES};
 use super::super::key::Key;
-use super::{metadata, section};
-use crate::model::{DefaultAction, DeniedError, Mesh, Mode, ObjectKey, SameNode, TransportChoice, TrustDomain};
+use super::{SAME_NODE, metadata, section};
+use crate::model::{DefaultAction, DeniedError, Mesh, Mode, ObjectKey, TransportChoice, TrustDomain};
 use std::sync::Arc;
 
 pub(in crate::control) fn mesh(
@@ -43,6 +43,7 @@ pub(in crate::control) fn mesh(
     for (index, range) in ranges.unwrap_or_default().iter().enumerate() {
         exclude.extend(fields::range(range, &format!("spec.excludeCIDRs[{index}]"), findings));
     }
+    let same_node = spec.choice("sameNode", SAME_NODE, findings);
     let authorization = authorization(&mut spec, findings);
     spec.finish(findings);
     metadata?;
@@ -54,7 +55,7 @@ pub(in crate::control) fn mesh(
         exclude,
         default_action,
         denied_error,
-        same_node: SameNode::default(),
+        same_node: same_node.unwrap_or_default(),
     })))
 }
 

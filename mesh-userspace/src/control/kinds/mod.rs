@@ -6,6 +6,8 @@ mod policy;
 mod policy_source;
 mod service;
 mod strictest;
+mod traffic;
+mod traffic_probe;
 mod workload;
 
 pub(super) use mesh::mesh;
@@ -13,6 +15,7 @@ pub(super) use namespace::namespace;
 pub(super) use policy::policy;
 pub(super) use service::service;
 pub(super) use strictest::{strictest_namespace, strictest_policy};
+pub(super) use traffic::traffic;
 pub(super) use workload::workload;
 
 use super::diagnostic::{Findings, Position};
@@ -20,7 +23,7 @@ use super::document::{Defaults, Spec};
 use super::fields::{self, DEFAULT_ACTIONS, Fields, MODES, Use};
 use super::key::Key;
 use super::{Code, yaml};
-use crate::model::{Node, NodeName, ObjectKey, ObjectName};
+use crate::model::{Node, NodeName, ObjectKey, ObjectName, SameNode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -35,6 +38,13 @@ pub(super) type StandIn = fn(&yaml::Node, &mut Findings) -> Option<(Key, Spec)>;
 const MODE_LABEL: &str = "nodemesh.io/mode";
 /// The same for what happens to connections that no policy decides.
 const DEFAULT_ACTION_LABEL: &str = "nodemesh.io/default-action";
+
+/// Of a Node: what Kubernetes' own label says.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// How traffic within a node travels.
+const SAME_NODE: &[(&str, SameNode)] =
+    &[(SameNode::Kernel.as_str(), SameNode::Kernel), (SameNode::Tunnel.as_str(), SameNode::Tunnel)];
 
 /// Fields of Kubernetes' ObjectMeta that the mesh does not read.
 const IGNORED_METADATA: &[&str] = &[
@@ -170,7 +180,8 @@ pub(super) fn node(mut top: Fields, key: &mut Option<(Key, Position)>, findings:
         "volumesInUse",
     ]);
     status.finish(findings);
-    Some(Spec::Node { node: Arc::new(Node { name: name?, addresses, zone: None }), addresses_at })
+    let zone = metadata.and_then(|mut metadata| metadata.labels.remove(ZONE_LABEL)).filter(|zone| !zone.is_empty());
+    Some(Spec::Node { node: Arc::new(Node { name: name?, addresses, zone: zone.map(Into::into) }), addresses_at })
 }
 
 /// Whether a port's name is one: 1 to 15 lower-case letters, digits and dashes with a letter among them.

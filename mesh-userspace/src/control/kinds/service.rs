@@ -5,11 +5,20 @@ use super::super::document::Spec;
 use super::super::fields::{self, Fields, Use};
 use super::super::key::Key;
 use super::super::{Code, yaml};
+use super::traffic::{AFFINITY_SECONDS, AFFINITY_TIMEOUT};
 use super::{metadata, port_name, section};
 use crate::model::{Affinity, ObjectKey, Prefer, Protocol, Service, ServicePort, TargetPort};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+const DISTRIBUTIONS: &[(&str, Prefer)] = &[
+    // The older word for the same.
+    ("PreferClose", Prefer::SameZone),
+    ("PreferSameZone", Prefer::SameZone),
+    ("PreferSameNode", Prefer::SameNode),
+];
 
 /// Fields of a Service that the mesh does not read.
 const IGNORED_SERVICE: &[&str] = &[
@@ -25,9 +34,6 @@ const IGNORED_SERVICE: &[&str] = &[
     "loadBalancerIP",
     "loadBalancerSourceRanges",
     "publishNotReadyAddresses",
-    "sessionAffinity",
-    "sessionAffinityConfig",
-    "trafficDistribution",
     "type",
 ];
 
@@ -64,11 +70,33 @@ pub(in crate::control) fn service(
             targets_at.push(target_at);
         }
     }
+    let prefer = spec.choice("trafficDistribution", DISTRIBUTIONS, findings).unwrap_or_default();
+    let affinity = affinity(&mut spec, findings);
     spec.ignore(IGNORED_SERVICE);
     spec.finish(findings);
-    let service =
-        Service { name: name?, vips, ports, selector, prefer: Prefer::default(), affinity: Affinity::default() };
+    let service = Service { name: name?, vips, ports, selector, prefer, affinity };
     Some(Spec::Service { service: Arc::new(service), selector_at, vips_at, targets_at })
+}
+
+/// `sessionAffinity` with its time, which Kubernetes keeps beside it.
+fn affinity(spec: &mut Fields, findings: &mut Findings) -> Affinity {
+    let types = [("None", false), ("ClientIP", true)];
+    let by_client = spec.choice("sessionAffinity", &types, findings).unwrap_or(false);
+    let mut seconds = None;
+    if let Some(mut config) = spec.part("sessionAffinityConfig", findings) {
+        if let Some(mut client) = config.part("clientIP", findings) {
+            seconds = client.number("timeoutSeconds", AFFINITY_SECONDS, findings);
+            client.finish(findings);
+        }
+        config.finish(findings);
+        if !by_client {
+            let help = "write `sessionAffinity: ClientIP`, or leave it out";
+            let why = "goes with `sessionAffinity: ClientIP` only";
+            spec.refuse(&["sessionAffinityConfig"], Code::Exclusive, why, help, findings);
+        }
+    }
+    let timeout = seconds.map_or(AFFINITY_TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
+    if by_client { Affinity::ClientIp(timeout) } else { Affinity::None }
 }
 
 /// `clusterIPs`, or `clusterIP` where that is all there is; `None` and an empty string are a service without one.
@@ -124,8 +152,8 @@ fn service_port(
     let protocol = match fields.get("protocol") {
         Some(entry) => {
             let found = fields::choice(&entry.value, &format!("{path}.protocol"), &protocols, findings)?;
-            if found != Some(Protocol::Tcp) {
-                let message = format!("`{path}`: only TCP ports are captured in this version");
+            if found.is_none() {
+                let message = format!("`{path}`: only TCP and UDP ports are captured in this version");
                 findings.report(Code::NotCaptured, entry.value.at, message, None);
             }
             found

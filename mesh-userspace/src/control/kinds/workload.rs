@@ -48,6 +48,8 @@ pub(in crate::control) fn workload(
     let cgroup = cgroup_entry.map(|entry| cgroup(entry, netns.is_some(), findings));
     let weight =
         spec.get("weight").map(|entry| fields::integer(&entry.value, "spec.weight", (0, MAX_WEIGHT), findings));
+    let is_terminating =
+        spec.get("terminating").map(|entry| fields::boolean(&entry.value, "spec.terminating", findings));
     let Ports { ports, modes: port_modes, places } = workload_ports(&mut spec, findings);
     if let Some(entry) = cgroup_entry.filter(|_| places.is_empty()) {
         let message = "a workload with `spec.cgroup` must declare the ports that it listens on".to_owned();
@@ -73,7 +75,7 @@ pub(in crate::control) fn workload(
         port_modes,
         ports,
         weight: weight.unwrap_or(Some(DEFAULT_WEIGHT))?,
-        is_terminating: false,
+        is_terminating: is_terminating.unwrap_or(Some(false))?,
         name,
     })))
 }

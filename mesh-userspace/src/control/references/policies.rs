@@ -41,7 +41,8 @@ impl Check<'_> {
         self.report(Code::TargetsNothing, at, message, help);
     }
 
-    fn target_service(&mut self, namespace: &str, name: &Arc<str>, at: Position) {
+    /// A service that a policy names.
+    pub(super) fn target_service(&mut self, namespace: &str, name: &str, at: Position) {
         if service(self.catalog, namespace, name).is_some() {
             return;
         }

@@ -71,6 +71,10 @@ const TOKENS: &[&str] = &[
     "'*'",
     "spiffe://",
     "dryRun: true\n",
+    "kind: TrafficPolicy\n",
+    "targetRefs: [{kind: Service, name: web}]\n",
+    "1m30s",
+    "99999h99999h",
 ];
 
 fn mutate(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! Broken documents, each with the code and the place that its author must be shown.
 
 use super::super::{Code, Diagnostic, has_errors, parse_documents, validate};
-use super::{MESH, NODE, golden_policy, places, service, workload, write};
+use super::{MESH, NODE, golden_policy, golden_traffic, places, service, workload, write};
 use std::collections::BTreeSet;
 
 /// A document (or several) and what is wrong in it: code, line, column, and a word of the message or help.
@@ -77,8 +77,13 @@ const ALONE: &[Golden] = &[
     ),
     (
         "udp",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: dns}\nspec: {ports: [{port: 53, protocol: UDP}]}\n",
-        &[("M0213", 4, 37, "only TCP")],
+        "apiVersion: v1\nkind: Service\nmetadata: {name: dns}\nspec:\n  ports: [{name: a, port: 53, protocol: UDP}, {name: b, port: 53}]\n",
+        &[],
+    ),
+    (
+        "sctp",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: dns}\nspec: {ports: [{port: 53, protocol: SCTP}]}\n",
+        &[("M0213", 4, 37, "only TCP and UDP")],
     ),
     (
         "ports twice",
@@ -177,7 +182,7 @@ fn mismatch(what: &str, found: &[Diagnostic], expected: &[(&str, u32, u32, &str)
 #[test]
 fn what_is_wrong_in_itself_is_shown_at_its_place() {
     let mut mismatches = String::new();
-    for (what, text, expected) in ALONE.iter().chain(golden_policy::ALONE) {
+    for (what, text, expected) in ALONE.iter().chain(golden_policy::ALONE).chain(golden_traffic::ALONE) {
         let contents = parse_documents("a.yaml", text.as_bytes());
         mismatches += &mismatch(what, contents.diagnostics(), expected);
         assert_eq!(contents.is_empty(), has_errors(contents.diagnostics()), "{what}");
@@ -201,7 +206,7 @@ pub(super) type Together = (&'static str, String, Vec<(&'static str, &'static st
 /// Wrong together with the sound files `mesh.yaml`, `node.yaml`, `web.yaml` (service, 10.96.0.1) and `w1.yaml`
 /// (workload, 10.0.1.1); the text is that of `x.yaml`.
 fn together() -> Vec<Together> {
-    [collisions(), dangling(), golden_policy::together()].concat()
+    [collisions(), dangling(), golden_policy::together(), golden_traffic::together()].concat()
 }
 
 pub(super) fn with(text: &str, from: &str, to: &str) -> String {
@@ -338,7 +343,7 @@ fn one_file_is_checked_by_itself() {
 
 #[test]
 fn every_code_has_a_golden_document() {
-    let alone = ALONE.iter().chain(golden_policy::ALONE);
+    let alone = ALONE.iter().chain(golden_policy::ALONE).chain(golden_traffic::ALONE);
     let mut shown: BTreeSet<&str> = alone.flat_map(|(.., found)| found.iter().map(|found| found.0)).collect();
     shown.extend(together().iter().flat_map(|(.., found)| found.iter().map(|found| found.0).collect::<Vec<_>>()));
     let elsewhere = ["M0100", "M0101", "M0102", "M0103", "M0105", "M0106", "M0109", "M0303", "M0309", "M0310"];

@@ -1,8 +1,10 @@
 mod fuzz;
 mod golden;
 mod golden_policy;
+mod golden_traffic;
 mod policies;
 mod retention;
+mod traffic;
 mod watching;
 
 use super::directory::Directory;
@@ -56,5 +58,12 @@ pub(super) fn errors(directory: &Directory) -> Vec<(&str, &str, u32, u32)> {
 pub(super) fn policy(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: nodemesh.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+/// A traffic policy of namespace shop; `spec` in flow style, on line 4.
+pub(super) fn traffic(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: nodemesh.io/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
     )
 }
