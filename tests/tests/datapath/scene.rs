@@ -41,7 +41,7 @@ impl Scene {
             engine: Engine::new(node("n1")),
         };
         for name in ["n1", "n2"] {
-            let object = Node { name: node(name), addresses: vec!["192.0.2.1".parse().unwrap()] };
+            let object = Node { name: node(name), addresses: vec!["192.0.2.1".parse().unwrap()], zone: None };
             scene.engine.handle_update(Update::Upsert(Object::Node(Arc::new(object))), Instant::now());
         }
         for index in 0..WORKLOADS {
@@ -117,6 +117,7 @@ impl Scene {
                 BTreeMap::new()
             },
             weight: 100,
+            is_terminating: false,
             default_action: self.pick(&[DefaultAction::Allow, DefaultAction::Allow, DefaultAction::Deny]),
         };
         self.workloads.insert(name, workload.clone());
@@ -139,6 +140,8 @@ impl Scene {
                 port("dns", 53, Protocol::Udp, TargetPort::Number(443)),
             ],
             selector: self.labels(),
+            prefer: mesh_userspace::model::Prefer::Nobody,
+            affinity: mesh_userspace::model::Affinity::None,
         };
         self.services.insert(name, service.clone());
         self.tell(Update::Upsert(Object::Service(Arc::new(service))));

@@ -124,8 +124,8 @@ fn service_port(
     let protocol = match fields.get("protocol") {
         Some(entry) => {
             let found = fields::choice(&entry.value, &format!("{path}.protocol"), &protocols, findings)?;
-            if found != Some(Protocol::Tcp) {
-                let message = format!("`{path}`: only TCP ports are captured in this version");
+            if found.is_none() {
+                let message = format!("`{path}`: only TCP and UDP ports are captured in this version");
                 findings.report(Code::NotCaptured, entry.value.at, message, None);
             }
             found

@@ -77,8 +77,8 @@ const ALONE: &[Golden] = &[
     ),
     (
         "udp",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: dns}\nspec: {ports: [{port: 53, protocol: UDP}]}\n",
-        &[("M0213", 4, 37, "only TCP")],
+        "apiVersion: v1\nkind: Service\nmetadata: {name: dns}\nspec: {ports: [{port: 53, protocol: SCTP}]}\n",
+        &[("M0213", 4, 37, "only TCP and UDP")],
     ),
     (
         "ports twice",

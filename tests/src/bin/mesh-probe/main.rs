@@ -13,6 +13,7 @@ mod pattern;
 mod server;
 mod sniff;
 mod stall;
+mod udp;
 mod uring;
 
 use clap::{Args, Parser, ValueEnum};
@@ -74,6 +75,9 @@ enum Probe {
     /// Do what no honest client does.
     #[command(subcommand)]
     Attack(attack::Attack),
+    /// Datagrams.
+    #[command(subcommand)]
+    Udp(udp::Udp),
     /// Watch a link and search it for plaintext, until SIGTERM or the end of input.
     Sniff(sniff::Options),
 }
@@ -117,6 +121,7 @@ impl ConnectOptions {
 fn main() -> ExitCode {
     let (ok, report) = match Probe::parse() {
         Probe::Echo(options) => return server::serve(options),
+        Probe::Udp(udp) => return udp::run(udp),
         Probe::Call { way, options } => exchange::report(|call| exchange::call(way, &options, call)),
         Probe::Transfer { options, bytes, server, asleep } => {
             exchange::report(|call| exchange::transfer(&options, bytes, server, asleep, call))
