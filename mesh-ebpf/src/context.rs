@@ -117,7 +117,9 @@ pub(crate) fn protocol(ctx: &SockAddrContext) -> u32 {
 /// The calling socket; never null in sock_addr programs.
 #[inline(always)]
 pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
-    let raw: *mut bpf_sock_addr = ctx.sock_addr;
+    // Several parts of a program ask; LLVM would compute the field's address once for all of them, and the verifier takes
+    // no address within the context.
+    let raw: *mut bpf_sock_addr = core::hint::black_box(ctx.sock_addr);
     field!(raw, __bindgen_anon_1.sk)
 }
 

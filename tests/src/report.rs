@@ -147,3 +147,21 @@ pub struct Resolved {
     pub truncated: bool,
     pub addresses: Vec<IpAddr>,
 }
+
+/// What `mesh-probe udp` tells about its datagrams.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagrams {
+    pub sent: u64,
+    pub answered: u64,
+    pub lost: u64,
+    /// Answers that are not to what this socket sent, or not from whom it sent it to.
+    pub mixed_up: u64,
+    /// The client's address as the server sees it.
+    pub seen_as: Option<String>,
+    /// The server's address as the client sees it.
+    pub from: Option<String>,
+    pub getpeername: Option<String>,
+    pub local_port: Option<u16>,
+    pub error: Option<String>,
+    pub errno: Option<i32>,
+}

@@ -263,6 +263,7 @@ impl Wiring {
                 let mut members: Vec<_> = snapshot
                     .frontends()
                     .values()
+                    .chain(snapshot.datagram_frontends().values())
                     .filter(|frontend| frontend.service.name == service.name)
                     .flat_map(|frontend| frontend.endpoints.iter())
                     .map(|endpoint| (endpoint.workload.uid.clone(), endpoint.workload.node == self.context.node))

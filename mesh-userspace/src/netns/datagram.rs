@@ -48,7 +48,9 @@ fn transparent(family_of: SocketAddr, mark: u32, buffer: usize) -> io::Result<So
         socket.set_only_v6(true)?;
         socket.set_ip_transparent_v6(true)?;
     }
-    socket.set_mark(mark)?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, buffer)?;
     set_option(
         &socket,

@@ -248,8 +248,10 @@ async fn what_is_not_in_the_mesh_is_left_alone() {
         assert_eq!(counted(&datapath, outcome), 1, "{outcome:?}");
     }
     datapath.disarm_pod(bed.pod.cookie()).unwrap();
+    // The neighbour, whose socket is in the same cgroup, has sent one before.
+    let others = counted(&datapath, Outcome::DatagramNotWorkload);
     app.send_to(b"out", socket_address(&outside)).unwrap();
-    assert_eq!(counted(&datapath, Outcome::DatagramNotWorkload), 1);
+    assert_eq!(counted(&datapath, Outcome::DatagramNotWorkload), others + 1);
     datapath.unload().unwrap();
 }
 

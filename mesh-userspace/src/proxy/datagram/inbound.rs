@@ -24,8 +24,8 @@ use tokio::net::UdpSocket;
 /// The way to the application.
 struct Delivery {
     socket: Arc<UdpSocket>,
-    /// Has the application see the caller.
-    _introduction: Introduction,
+    /// Has the application see the caller, in a pod.
+    _introduction: Option<Introduction>,
 }
 
 impl Inbound {
@@ -121,6 +121,12 @@ impl Inbound {
         caller: SocketAddr,
         application: SocketAddr,
     ) -> io::Result<Delivery> {
+        if local.workload.is_host_network() {
+            // Its namespace has no aliases: as for TCP, the application sees the node's own address.
+            let own = application.ip();
+            let socket = self.namespaces.deliver_datagrams(&local.namespace, own, application, 0).await?;
+            return Ok(Delivery { socket: Arc::new(UdpSocket::from_std(socket)?), _introduction: None });
+        }
         let same_family = |range: &&AliasRange| range.own.is_ipv4() == application.is_ipv4();
         let range = local.aliases.iter().find(same_family).ok_or(ErrorKind::AddrNotAvailable)?;
         let alias = datagram::alias(range.range.network().into(), datagram::DELIVERY).into();
@@ -134,7 +140,8 @@ impl Inbound {
         // One socket may reach one port through two services: the second is seen under another port.
         for port in [caller.port(), alias.port()] {
             if let Some(introduction) = common.aliases.introduce(call(port), alias.into())? {
-                return Ok(Delivery { socket: Arc::new(UdpSocket::from_std(socket)?), _introduction: introduction });
+                let socket = Arc::new(UdpSocket::from_std(socket)?);
+                return Ok(Delivery { socket, _introduction: Some(introduction) });
             }
         }
         Err(ErrorKind::AddrInUse.into())
