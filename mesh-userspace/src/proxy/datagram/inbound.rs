@@ -124,7 +124,7 @@ impl Inbound {
         if local.workload.is_host_network() {
             // Its namespace has no aliases: as for TCP, the application sees the node's own address.
             let own = application.ip();
-            let socket = self.namespaces.deliver_datagrams(&local.namespace, own, application, 0).await?;
+            let socket = self.dialler.namespaces.deliver_datagrams(&local.namespace, own, application, 0).await?;
             return Ok(Delivery { socket: Arc::new(UdpSocket::from_std(socket)?), _introduction: None });
         }
         let same_family = |range: &&AliasRange| range.own.is_ipv4() == application.is_ipv4();
