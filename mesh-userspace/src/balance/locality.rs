@@ -8,8 +8,7 @@ pub(super) const TIERS: usize = 3;
 /// The tier of an endpoint: 0 is preferred to 1, and 1 to 2.
 pub(super) fn tier(prefer: Prefer, locality: Locality) -> usize {
     match (prefer, locality) {
-        (Prefer::Nobody, _) | (Prefer::SameZone | Prefer::SameNode, Locality::SameNode) => 0,
-        (Prefer::SameZone, Locality::SameZone) => 0,
+        (Prefer::Nobody, _) | (_, Locality::SameNode) | (Prefer::SameZone, Locality::SameZone) => 0,
         (Prefer::SameNode, Locality::SameZone) | (Prefer::SameZone, Locality::Elsewhere) => 1,
         (Prefer::SameNode, Locality::Elsewhere) => 2,
     }

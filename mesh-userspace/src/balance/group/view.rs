@@ -26,7 +26,9 @@ impl Group {
                     let member = self.members.at_mut(slot);
                     let place = std::mem::replace(&mut member.place, Place::Listed(index));
                     if matches!(place, Place::Left(_)) {
+                        // Its connections count; what it was out for, it may have left for.
                         member.joined_at = joined_at;
+                        member.trouble = None;
                     }
                     slot
                 }

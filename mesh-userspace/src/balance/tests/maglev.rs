@@ -56,7 +56,9 @@ proptest! {
         let total: u32 = weights.iter().sum();
         for (weight, seen) in weights.iter().zip(seen) {
             let due = table.len() as f64 * f64::from(*weight) / f64::from(total);
-            prop_assert!((f64::from(seen) - due).abs() <= 2.0, "weight {weight} of {total}: {seen}, not {due}");
+            // One place by rounding, and the last round, in which not everybody has had its turn.
+            let slack = 2.0 + weights.len() as f64 * f64::from(*weight) / f64::from(total);
+            prop_assert!((f64::from(seen) - due).abs() <= slack, "weight {weight} of {total}: {seen}, not {due}");
         }
     }
 }

@@ -40,7 +40,7 @@ proptest! {
             seen[world.visit(super::CALLER)] += 1;
             for (weight, seen) in weights.iter().zip(&seen) {
                 // Smooth: at no time is anybody far from what is due. With many endpoints, several may be due at once.
-                let due = picks as f64 * f64::from(*weight) / total as f64;
+                let due = f64::from(picks) * f64::from(*weight) / total as f64;
                 prop_assert!((*seen as f64 - due).abs() <= 2.0, "after {picks}: {seen}, due {due}");
             }
         }
@@ -123,7 +123,7 @@ fn scramble(world: &mut World, count: usize, steps: &[(u8, u64)]) -> Result<(), 
             0..=2 => {
                 let tried: Vec<_> = world.group.statuses(world.now).map(|status| status.id).collect();
                 let tried = &tried[..(*random as usize) % (tried.len() + 1)];
-                match world.group.pick(caller(*step as u32), tried, *random, world.now) {
+                match world.group.pick(caller(u32::from(*step)), tried, *random, world.now) {
                     Ok(pick) => {
                         prop_assert!(!tried.contains(&pick.id));
                         pending.push(pick.id);

@@ -110,7 +110,8 @@ fn when_all_fail_the_budget_bounds_what_retries_add() {
 fn a_pause_of_everything_ejects_nobody() {
     fn paused(_: usize, time: Duration) -> Answer {
         // Whoever is asked within the pause answers when it ends.
-        let left = (time > seconds(10.0)).then(|| seconds(13.0).saturating_sub(time)).unwrap_or_default();
+        let is_within = time > seconds(10.0);
+        let left = if is_within { seconds(13.0).saturating_sub(time) } else { Duration::ZERO };
         Answer::Accept { connect: left + Duration::from_millis(1), first_byte: Duration::from_millis(1) }
     }
     let mut simulation = Simulation::new(&equal(5), Traffic::default(), paused);
