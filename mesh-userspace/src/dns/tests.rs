@@ -225,7 +225,8 @@ fn an_answer_is_no_longer_than_the_caller_can_take() {
     edns.set_version(1);
     roomy.set_edns(edns);
     let (reply, answered) = told(&roomy, Via::Udp);
-    assert_eq!((reply.metadata.response_code, answered), (ResponseCode::BADVERS, Answered::Malformed));
+    // 16 has two names.
+    assert_eq!((u16::from(reply.metadata.response_code), answered), (16, Answered::Malformed));
 }
 
 #[test]

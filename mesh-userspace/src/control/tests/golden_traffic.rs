@@ -151,7 +151,7 @@ pub(super) const ALONE: &[Golden] = &[
         "dns of a MeshConfig",
         "apiVersion: nodemesh.io/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec:\n  trustDomain: a\n  dns:\n    \
          domain: Cluster.local\n    addresses: [10.0.0.1, 10.0.0.2, 127.0.0.1]\n    \
-         upstream: [192.0.2.1, \"192.0.2.1:0\", \"10.0.0.1:53\", \"[fd00::1]:53\"]\n    adress: []\n",
+         upstream: [192.0.2.1, \"192.0.2.1:0\", \"10.0.0.1:53\", \"[fd00::1]:53\"]\n    adresses: []\n",
         &[
             ("M0207", 7, 13, "as in cluster.local"),
             ("M0211", 8, 27, "each family"),
@@ -170,7 +170,7 @@ pub(super) const ALONE: &[Golden] = &[
     (
         "dns with no address",
         "apiVersion: nodemesh.io/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec: {trustDomain: a, dns: {addresses: []}}\n",
-        &[("M0211", 4, 43, "is empty")],
+        &[("M0211", 4, 41, "is empty")],
     ),
     (
         "a terminating workload",
