@@ -3,7 +3,7 @@
 /// Raised whenever a map key, value or record changes its layout or meaning. The daemon writes it to
 /// [`crate::maps::CfgSlot::AbiVersion`]; a daemon that finds pinned maps of another version replaces them instead of
 /// adopting them.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Declares a type that lives in a BPF map: `repr(C)`, private fields with getters, reserved bytes always zero, and a
 /// compile-time proof that the compiler added no padding (padding bytes would reach the kernel uninitialised, and the

@@ -1,10 +1,10 @@
 //! The pure parts of the hooks' decisions, so that they are tested on the host: which connects are captured, where
 //! they go, and how a connection to a workload arrives. The map look-ups between them are in the hooks.
 
-use crate::addr::Ip;
+use crate::addr::{Endpoint, Ip};
 use crate::outcome::Outcome;
 use crate::policy::{self, Arrival, Decision, Reason};
-use crate::service::{CidrAction, Frontend, PROTO_TCP, Pod};
+use crate::service::{Backend, CidrAction, Frontend, PROTO_TCP, Pod};
 
 /// What the connect hook does with a connect().
 #[must_use]
@@ -14,6 +14,8 @@ pub enum Verdict {
     Pass(Outcome),
     /// Rewrite it to the daemon's listener on this address of the workload.
     Capture(Ip),
+    /// Rewrite it to this backend on the node: the kernel carries the connection.
+    Carry(Endpoint),
 }
 
 /// A connect() that fails at once: why, and the errno that the application sees (a positive number).
@@ -95,13 +97,74 @@ impl Target {
     #[inline(always)]
     pub const fn from_range(action: Option<CidrAction>, port_be: u16) -> Result<Self, Outcome> {
         match action {
-            Some(found) if found.action() == CidrAction::CAPTURE.action() => {
-                Ok(Self { service: 0, group: found.group(), port_be })
-            }
+            Some(found) if found.is_meshed() => Ok(Self { service: 0, group: found.group(), port_be }),
             Some(found) if found.action() == CidrAction::PASS.action() => Err(Outcome::ConnectExcluded),
             _ => Err(Outcome::ConnectUnmeshed),
         }
     }
+}
+
+/// Where the kernel's draw among a frontend's backends falls.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draw {
+    /// The kernel does not draw for this frontend.
+    Nowhere,
+    /// On a backend of this node: the one whose share of the weights holds this point.
+    Here(u32),
+    /// On a backend that is not on this node.
+    Elsewhere,
+}
+
+/// Draws by weight; `random` is any number.
+#[inline(always)]
+pub const fn draw(frontend: &Frontend, random: u32) -> Draw {
+    if frontend.local_slots() == 0 {
+        return Draw::Nowhere;
+    }
+    let point = ((random as u64 * frontend.total_weight() as u64) >> 32) as u32;
+    if point < frontend.local_weight() { Draw::Here(point) } else { Draw::Elsewhere }
+}
+
+/// The backend whose share holds a point; `slot` finds slots, of which the first is 1. `None` if one is missing: the
+/// slots are being rewritten.
+#[inline(always)]
+#[must_use]
+pub fn backend_at(slots: u32, point: u32, slot: impl Fn(u32) -> Option<Backend>) -> Option<Backend> {
+    let (mut low, mut high) = (1, slots);
+    let mut found = None;
+    let mut step = 0;
+    while step < Frontend::SLOT_STEPS && low <= high {
+        step += 1;
+        let middle = (low + high) / 2;
+        let backend = slot(middle)?;
+        if backend.cumulative() > point {
+            found = Some(backend);
+            high = middle - 1;
+        } else {
+            low = middle + 1;
+        }
+    }
+    found
+}
+
+/// Whether a socket that is bound to `bound` will be seen by a backend under the workload's own address: another one,
+/// loopback above all, may not even get there.
+#[inline(always)]
+#[must_use]
+pub fn is_plain_source(bound: Ip, own: Ip) -> bool {
+    !own.is_unspecified() && (bound.is_unspecified() || bound == own)
+}
+
+/// How long the daemon picks in place of a backend that did not take a connection: it tries others, the kernel cannot.
+pub const FAILING_NS: u64 = 10_000_000_000;
+
+/// Whether a connection that was never made speaks against its backend: it was refused, or the SYN was sent in vain. One
+/// that the application gave up at once does not.
+#[inline(always)]
+#[must_use]
+pub const fn speaks_against(segments_in: u32, retransmits: u32) -> bool {
+    segments_in != 0 || retransmits != 0
 }
 
 /// The workload's address of the destination's family: where its connects are captured, and what the destination sees
@@ -186,20 +249,27 @@ pub const fn announced(arrival: Arrival) -> Arrival {
 pub const fn is_recorded(outcome: Outcome) -> bool {
     matches!(
         outcome,
-        Outcome::LookupDenied | Outcome::LookupStrict | Outcome::LookupMeshPort | Outcome::LookupPlaintext
+        Outcome::LookupDenied
+            | Outcome::LookupCarriedDenied
+            | Outcome::LookupStrict
+            | Outcome::LookupMeshPort
+            | Outcome::LookupPlaintext
     )
 }
 
 /// What sk_lookup counts for a decision.
 #[inline(always)]
 #[must_use]
-pub const fn lookup_outcome(decision: &Decision) -> Outcome {
+pub const fn lookup_outcome(decision: &Decision, arrival: Arrival) -> Outcome {
+    let is_carried = matches!(arrival, Arrival::Authenticated);
     match decision.reason {
         Reason::SelfTraffic => Outcome::LookupSelf,
         Reason::Delivery => Outcome::LookupBypass,
         Reason::Unmeshed => Outcome::LookupUnknown,
         Reason::MeshPort => Outcome::LookupMeshPort,
         Reason::Strict => Outcome::LookupStrict,
+        Reason::Allowed | Reason::DefaultAllow if is_carried => Outcome::LookupCarried,
+        Reason::Denied | Reason::NotAllowed | Reason::DefaultDeny if is_carried => Outcome::LookupCarriedDenied,
         Reason::Denied | Reason::NotAllowed | Reason::DefaultDeny => Outcome::LookupDenied,
         Reason::Allowed | Reason::DefaultAllow => Outcome::LookupPlaintext,
     }
@@ -215,7 +285,7 @@ mod tests {
     }
 
     fn pod(flags: u16) -> Pod {
-        Pod::new(ip("10.0.0.5"), ip("fd00::5"), 1, 15001_u16.to_be(), flags, 2)
+        Pod::new(ip("10.0.0.5"), ip("fd00::5"), 1, 15001_u16.to_be(), flags, 2, Ip::UNSPECIFIED, Ip::UNSPECIFIED)
     }
 
     fn call(destination: &str) -> Call {
@@ -254,10 +324,10 @@ mod tests {
 
     #[test]
     fn a_frontend_without_backends_refuses() {
-        let refusal = Target::from_frontend(&Frontend::new(7, 0, 5, 0, 0)).unwrap_err();
+        let refusal = Target::from_frontend(&Frontend::new(7, 0, 5, 0, 0, 0, 0, 0)).unwrap_err();
         assert_eq!(refusal, Refusal { outcome: Outcome::ConnectNoEndpoints, errno: ECONNREFUSED });
         let target = Target { service: 7, group: 5, port_be: 8080 };
-        assert_eq!(Target::from_frontend(&Frontend::new(7, 1, 5, 8080, 0)), Ok(target));
+        assert_eq!(Target::from_frontend(&Frontend::new(7, 1, 5, 8080, 0, 0, 0, 0)), Ok(target));
     }
 
     #[test]
@@ -267,6 +337,56 @@ mod tests {
         assert_eq!(Target::from_range(Some(CidrAction::PASS), 80), Err(Outcome::ConnectExcluded));
         assert_eq!(Target::from_range(Some(CidrAction::new(99, 5)), 80), Err(Outcome::ConnectUnmeshed));
         assert_eq!(Target::from_range(None, 80), Err(Outcome::ConnectUnmeshed));
+    }
+
+    #[test]
+    fn a_draw_follows_the_weights() {
+        assert_eq!(draw(&Frontend::new(7, 2, 0, 0, 0, 10, 4, 0), 0), Draw::Nowhere);
+        let frontend = Frontend::new(7, 2, 0, 0, 0, 10, 4, 2);
+        assert_eq!(draw(&frontend, 0), Draw::Here(0));
+        assert_eq!(draw(&frontend, u32::MAX / 10 * 4 - 1), Draw::Here(3));
+        assert_eq!(draw(&frontend, u32::MAX / 10 * 4 + 3), Draw::Elsewhere);
+        assert_eq!(draw(&frontend, u32::MAX), Draw::Elsewhere);
+        let all = Frontend::new(7, 2, 0, 0, 0, u32::MAX, u32::MAX, 2);
+        assert_eq!(draw(&all, u32::MAX), Draw::Here(u32::MAX - 1));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_point_is_found_in_the_share_that_holds_it(
+            weights in proptest::collection::vec(1_u32..1000, 1..Frontend::MAX_SLOTS as usize),
+            at: proptest::sample::Index,
+        ) {
+            let mut sum = 0;
+            let slots: Vec<_> = weights
+                .iter()
+                .map(|weight| {
+                    sum += weight;
+                    Backend::new(Ip::UNSPECIFIED, 0, 0, sum)
+                })
+                .collect();
+            let point = at.index(sum as usize) as u32;
+            let slot = |slot: u32| slots.get(slot as usize - 1).copied();
+            let expected = slots.iter().find(|slot| slot.cumulative() > point).copied();
+            proptest::prop_assert_eq!(backend_at(slots.len() as u32, point, slot), expected);
+        }
+    }
+
+    #[test]
+    fn the_largest_number_of_slots_is_searched_whole_and_a_missing_slot_finds_nothing() {
+        let slot = |slot| Some(Backend::new(Ip::UNSPECIFIED, 0, 0, slot));
+        for point in 0..Frontend::MAX_SLOTS {
+            assert_eq!(backend_at(Frontend::MAX_SLOTS, point, slot), slot(point + 1));
+        }
+        assert_eq!(backend_at(4, 0, |at| slot(at).filter(|_| at != 1)), None);
+        assert_eq!(backend_at(4, 9, slot), None, "the header is newer than the slots");
+    }
+
+    #[test]
+    fn a_source_is_plain_if_it_is_the_workloads_own() {
+        assert!(is_plain_source(ip("0.0.0.0"), ip("10.0.0.5")) && is_plain_source(ip("10.0.0.5"), ip("10.0.0.5")));
+        assert!(!is_plain_source(ip("127.0.0.1"), ip("10.0.0.5")) && !is_plain_source(ip("10.0.0.6"), ip("10.0.0.5")));
+        assert!(!is_plain_source(ip("::"), Ip::UNSPECIFIED), "a workload without an address of the family");
     }
 
     #[test]
@@ -300,7 +420,7 @@ mod tests {
         assert_eq!(capture(ip("10.96.0.1"), &pod(0), false), Ok(Verdict::Capture(ip("10.0.0.5"))));
         assert_eq!(capture(ip("::ffff:10.96.0.1"), &pod(0), false), Ok(Verdict::Capture(ip("::ffff:10.0.0.5"))));
         assert_eq!(capture(ip("fd00:96::1"), &pod(0), false), Ok(Verdict::Capture(ip("fd00::5"))));
-        let v4_only = Pod::new(ip("10.0.0.5"), Ip::UNSPECIFIED, 1, 0, 0, 2);
+        let v4_only = Pod::new(ip("10.0.0.5"), Ip::UNSPECIFIED, 1, 0, 0, 2, Ip::UNSPECIFIED, Ip::UNSPECIFIED);
         let refusal = capture(ip("fd00:96::1"), &v4_only, false).unwrap_err();
         assert_eq!(refusal, Refusal { outcome: Outcome::ConnectNoAddress, errno: EADDRNOTAVAIL });
     }
@@ -328,13 +448,14 @@ mod tests {
     #[test]
     fn a_counted_lookup_outcome_says_the_verdict_that_was_given() {
         let modes = [None, Some(Mode::Disabled), Some(Mode::Permissive), Some(Mode::Strict)];
-        let arrivals = [Arrival::SelfTraffic, Arrival::Delivery, Arrival::Plaintext, Arrival::MeshPort];
+        let arrivals =
+            [Arrival::SelfTraffic, Arrival::Delivery, Arrival::Authenticated, Arrival::Plaintext, Arrival::MeshPort];
         let denied = Matched::new(1, 0, 0, 0, 0, 0);
         for (mode, arrival, matched) in modes.into_iter().flat_map(|mode| {
             arrivals.into_iter().flat_map(move |arrival| [(mode, arrival, Matched::NOTHING), (mode, arrival, denied)])
         }) {
             let decision = policy::decide(mode, arrival, &matched);
-            let counted = lookup_outcome(&decision).verdict();
+            let counted = lookup_outcome(&decision, arrival).verdict();
             let expected = if decision.verdict == policy::Verdict::Drop { "drop" } else { "pass" };
             assert_eq!(counted, expected, "{mode:?} {arrival:?}");
         }

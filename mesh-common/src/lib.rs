@@ -8,6 +8,7 @@
 pub mod abi;
 pub mod addr;
 pub mod capture;
+pub mod datagram;
 pub mod event;
 pub mod flow;
 pub mod host;

@@ -1,6 +1,7 @@
 //! Every map of the eBPF object: name, kind, capacity. A test holds this list against the object file.
 
-use crate::{addr::Ip, flow, outcome, policy, service};
+use crate::addr::{Endpoint, Ip};
+use crate::{flow, outcome, policy, service};
 use core::mem::size_of;
 
 /// Slots of `CFG`, an array of `u64`.
@@ -69,12 +70,23 @@ impl Spec {
 pub const MAX_PODS: u32 = 4_096;
 pub const MAX_FRONTENDS: u32 = 131_072;
 pub const MAX_CIDRS: u32 = 524_288;
-pub const MAX_TUPLES: u32 = 65_536;
+/// Connects that no accept() has followed yet: two thirds of a second of what two cores can do (KERNEL: 49k a second).
+pub const MAX_TUPLES: u32 = 32_768;
+/// Backends on this node, of all frontends.
+pub const MAX_BACKENDS: u32 = 32_768;
+/// Connections that the kernel carries now.
+pub const MAX_ADMITTED: u32 = 16_384;
+pub const MAX_FAILING: u32 = 1_024;
 pub const MAX_APP_PORTS: u32 = 65_536;
 pub const MAX_BYPASS: u32 = 16_384;
 pub const MAX_HOSTS: u32 = 256;
 pub const MAX_VERDICTS: u32 = 32_768;
 pub const MAX_RANGES: u32 = 16_384;
+pub const MAX_DATAGRAMS: u32 = 65_536;
+/// Frontends that workloads have sent datagrams to, and [`MAX_CALLERS`].
+pub const MAX_ALIASES: u32 = 98_304;
+/// Datagram flows that the daemon delivers to workloads of the node.
+pub const MAX_CALLERS: u32 = 32_768;
 /// Bytes; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -111,6 +123,20 @@ pub const OWNER: Spec = Spec {
     max_entries: 0,
     preallocated: false,
 };
+pub const BACKENDS: Spec =
+    hash("BACKENDS", size_of::<service::FrontendKey>(), size_of::<service::Backend>(), MAX_BACKENDS);
+pub const ADMITTED: Spec = lru("ADMITTED", size_of::<service::BypassKey>(), size_of::<flow::Admitted>(), MAX_ADMITTED);
+/// Backends on this node that did not take a connection lately: until when the daemon picks in their place.
+pub const FAILING: Spec = lru("FAILING", size_of::<Endpoint>(), size_of::<u64>(), MAX_FAILING);
+/// The destinations' sockets of connections that the kernel carries: when those were made.
+pub const SERVED: Spec = Spec {
+    name: "SERVED",
+    kind: Kind::SkStorage,
+    key_size: size_of::<i32>(),
+    value_size: size_of::<u64>(),
+    max_entries: 0,
+    preallocated: false,
+};
 pub const VERDICTS: Spec =
     hash("VERDICTS", size_of::<policy::VerdictKey>(), size_of::<policy::Matched>(), MAX_VERDICTS);
 pub const RANGES: Spec = Spec {
@@ -121,6 +147,10 @@ pub const RANGES: Spec = Spec {
     max_entries: MAX_RANGES,
     preallocated: false,
 };
+pub const DATAGRAMS: Spec =
+    hash("DATAGRAMS", size_of::<Endpoint>(), size_of::<service::DatagramFrontend>(), MAX_DATAGRAMS);
+pub const ALIASES: Spec = hash("ALIASES", size_of::<Endpoint>(), size_of::<Endpoint>(), MAX_ALIASES);
+pub const CALLERS: Spec = hash("CALLERS", size_of::<service::BypassKey>(), size_of::<Endpoint>(), MAX_CALLERS);
 pub const EVENTS: Spec = Spec {
     name: "EVENTS",
     kind: Kind::RingBuf,
@@ -131,8 +161,10 @@ pub const EVENTS: Spec = Spec {
 };
 
 /// Every map, once.
-pub const ALL: &[Spec] =
-    &[CFG, OUTCOMES, PODS, SVC, CIDR, ORIG, TUPLES, APPPORTS, BYPASS, HOSTS, OWNER, VERDICTS, RANGES, EVENTS];
+pub const ALL: &[Spec] = &[
+    CFG, OUTCOMES, PODS, SVC, BACKENDS, CIDR, ORIG, TUPLES, APPPORTS, BYPASS, ADMITTED, FAILING, SERVED, HOSTS, OWNER,
+    VERDICTS, RANGES, DATAGRAMS, ALIASES, CALLERS, EVENTS,
+];
 
 /// What all maps of a node may take when they are created and empty, in bytes (KERNEL: 64k LRU entries are ~10 MB).
 pub const IDLE_BUDGET_BYTES: u64 = 16 << 20;

@@ -80,6 +80,49 @@ outcomes! {
     VerdictLost = 28, "policy", "event_lost", "error", "the ring buffer was half full: a verdict is counted and not named";
     OwnerLost = 29, "sock_create", "storage_full", "error",
         "no memory to record which host-network workload made a socket; its connects are refused";
+    ConnectCarried = 30, "connect", "same_node", "pass",
+        "sent straight to an endpoint on this node: the kernel carries it, under the caller's identity";
+    FlowAdmitted = 31, "sock_ops", "admitted", "pass", "a connection that the kernel carries was admitted at its destination";
+    AdmissionLost = 32, "sock_ops", "admission_error", "error",
+        "a connection that the kernel carries could not be admitted: it arrives as plaintext";
+    AdmissionEvicted = 33, "sock_ops", "admission_evicted", "error",
+        "so many connections were carried by the kernel that the oldest were forgotten before their end";
+    OpenLost = 34, "sock_ops", "open_lost", "error",
+        "the ring buffer was half full: a connection that the kernel carries is told of when it ends, not before";
+    LookupCarried = 35, "sk_lookup", "same_node", "pass",
+        "a connection of a workload of this node, which the kernel has authenticated, was admitted";
+    LookupCarriedDenied = 36, "sk_lookup", "same_node_denied", "drop",
+        "authorization policy does not allow this connection of a workload of this node any more";
+    DatagramNotWorkload = 37, "datagram", "not_workload", "pass",
+        "the caller's network namespace is no workload of this node whose UDP is captured";
+    DatagramOwn = 38, "datagram", "own_mark", "pass", "the daemon's own datagram";
+    DatagramLoopback = 39, "datagram", "loopback", "pass", "the destination is loopback or unspecified";
+    DatagramSelf = 40, "datagram", "self", "pass", "the workload called its own address";
+    DatagramUnmeshed = 41, "datagram", "unmeshed", "pass", "the destination is no UDP port of the mesh";
+    DatagramFailOpen = 42, "datagram", "fail_open", "pass",
+        "the daemon's heartbeat is stale and the workload fails open: sent directly, in plaintext";
+    DatagramConnected = 43, "datagram", "connected", "capture", "connect() of a UDP socket was redirected to the daemon";
+    DatagramSent = 44, "datagram", "sent", "capture", "a datagram of an unconnected socket was redirected to the daemon";
+    DatagramReplied = 45, "datagram", "replied", "capture",
+        "an answer to a meshed caller was redirected to the daemon's socket for that caller";
+    DatagramNoEndpoints = 46, "datagram", "no_endpoints", "refuse",
+        "the service is known and has no endpoint: ECONNREFUSED";
+    DatagramDaemonDown = 47, "datagram", "daemon_down", "refuse",
+        "the daemon's heartbeat is stale and the workload fails closed: ECONNREFUSED";
+    DatagramNoAddress = 48, "datagram", "no_address", "refuse",
+        "the workload has no alias of the socket's family to redirect to: EADDRNOTAVAIL";
+    DatagramStorageFull = 49, "datagram", "storage_full", "refuse",
+        "no memory to record the original destination: ECONNREFUSED";
+    DatagramDenied = 50, "datagram", "policy_denied", "refuse",
+        "authorization policy does not allow the datagram: EACCES, or ECONNREFUSED if MeshConfig says so";
+    AliasResolved = 51, "recvmsg", "rewritten", "capture", "a received datagram's source was shown as who it stands for";
+    DatagramUnguarded = 52, "udp_lookup", "unguarded", "pass", "no UDP service leads to the local port";
+    DatagramDelivered = 53, "udp_lookup", "authenticated", "pass", "the daemon delivers an authenticated datagram";
+    DatagramSelfTraffic = 54, "udp_lookup", "self", "pass", "the workload called itself";
+    DatagramPlaintext = 55, "udp_lookup", "plaintext", "pass", "a plaintext datagram from outside was admitted";
+    DatagramStrict = 56, "udp_lookup", "strict", "drop", "a plaintext datagram from outside was refused (STRICT)";
+    DatagramPolicy = 57, "udp_lookup", "policy_denied", "drop", "authorization policy does not allow this plaintext datagram";
+    DatagramMeshPort = 58, "udp_lookup", "mesh_port", "drop", "a datagram was sent to the daemon's in-pod port itself";
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub(crate) trait Family {
     const AF: u16;
     fn address(ctx: &SockAddrContext) -> Ip;
     fn set_address(ctx: &SockAddrContext, address: Ip);
+    /// The address that the socket is bound to; unspecified if it is not.
+    fn bound(ctx: &SockAddrContext) -> Ip;
 }
 
 /// AF_INET sockets.
@@ -45,6 +47,11 @@ impl Family for V4 {
     fn set_address(ctx: &SockAddrContext, address: Ip) {
         // SAFETY: the kernel passes a valid context; `user_ip4` is writable in connect4 and getpeername4.
         unsafe { write_volatile(&raw mut (*ctx.sock_addr).user_ip4, address.words()[3]) };
+    }
+
+    #[inline(always)]
+    fn bound(ctx: &SockAddrContext) -> Ip {
+        Ip::from_v4(field!(socket(ctx), src_ip4).to_ne_bytes())
     }
 }
 
@@ -72,6 +79,17 @@ impl Family for V6 {
             write_volatile(&raw mut (*ctx.sock_addr).user_ip6[2], c);
             write_volatile(&raw mut (*ctx.sock_addr).user_ip6[3], d);
         }
+    }
+
+    #[inline(always)]
+    fn bound(ctx: &SockAddrContext) -> Ip {
+        let socket = socket(ctx);
+        Ip::from_words([
+            field!(socket, src_ip6[0]),
+            field!(socket, src_ip6[1]),
+            field!(socket, src_ip6[2]),
+            field!(socket, src_ip6[3]),
+        ])
     }
 }
 
@@ -103,6 +121,13 @@ pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     field!(raw, __bindgen_anon_1.sk)
 }
 
+/// The port that the calling socket is bound to, network byte order; 0 if it is not.
+#[inline(always)]
+pub(crate) fn local_port_be(ctx: &SockAddrContext) -> u16 {
+    // Host byte order in the context.
+    (field!(socket(ctx), src_port) as u16).to_be()
+}
+
 /// SO_MARK of the calling socket.
 #[inline(always)]
 pub(crate) fn mark(ctx: &SockAddrContext) -> u32 {
@@ -123,6 +148,8 @@ pub(crate) struct SockOpsSocket {
     pub(crate) local_port_be: u16,
     /// Where the connect went after the hook.
     pub(crate) remote: Ip,
+    /// Network byte order.
+    pub(crate) remote_port_be: u16,
 }
 
 /// The connection's ends.
@@ -142,12 +169,15 @@ pub(crate) fn sock_ops_socket(ctx: &SockOpsContext) -> SockOpsSocket {
     ];
     // Host byte order, unlike every other port.
     let local_port = field!(raw, local_port);
+    // Network byte order, in the upper half (little endian).
+    let remote_port = field!(raw, remote_port);
     let (local, remote) = if family == AF_INET {
         (Ip::from_v4(local_ip4.to_ne_bytes()), Ip::from_v4(remote_ip4.to_ne_bytes()))
     } else {
         (Ip::from_words(local_ip6), Ip::from_words(remote_ip6))
     };
-    SockOpsSocket { local, local_port_be: (local_port as u16).to_be(), remote }
+    let remote_port_be = (u32::from_be(remote_port) as u16).to_be();
+    SockOpsSocket { local, local_port_be: (local_port as u16).to_be(), remote, remote_port_be }
 }
 
 /// The socket of a sock_ops event; null if it is not a full socket.
@@ -169,6 +199,14 @@ pub(crate) fn sock_ops_op(ctx: &SockOpsContext) -> u32 {
 pub(crate) fn sock_ops_states(ctx: &SockOpsContext) -> (u32, u32) {
     let raw: *mut bpf_sock_ops = ctx.ops;
     (field!(raw, __bindgen_anon_1.args[0]), field!(raw, __bindgen_anon_1.args[1]))
+}
+
+/// What the connection has sent so far and what of it is acknowledged, as sequence numbers: the first byte that is not,
+/// and the next to be sent.
+#[inline(always)]
+pub(crate) fn sock_ops_sequence(ctx: &SockOpsContext) -> (u32, u32) {
+    let raw: *mut bpf_sock_ops = ctx.ops;
+    (field!(raw, snd_una), field!(raw, snd_nxt))
 }
 
 /// What TCP counted for a connection.

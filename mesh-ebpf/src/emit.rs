@@ -3,7 +3,7 @@
 use crate::maps::{EVENTS, OUTCOMES};
 use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::helpers::bpf_set_retval;
-use mesh_common::event::{self, VerdictRecord};
+use mesh_common::event::{self, FlowRecord, VerdictRecord};
 use mesh_common::outcome::Outcome;
 
 /// Counts an outcome on this CPU.
@@ -31,6 +31,21 @@ pub(crate) fn verdict(record: &VerdictRecord) {
     if !event::has_room_for_verdict(queued) || EVENTS.output::<VerdictRecord>(record, 0).is_err() {
         count(Outcome::VerdictLost);
     }
+}
+
+/// Tells of a connection that the kernel carries; of one that begins only if there is room as for a verdict. `false`: it
+/// could not.
+#[inline(always)]
+pub(crate) fn flow(record: impl FnOnce() -> FlowRecord, is_end: bool) -> bool {
+    if !is_end && !event::has_room_for_verdict(EVENTS.query(u64::from(BPF_RB_AVAIL_DATA))) {
+        return false;
+    }
+    let Some(mut entry) = EVENTS.reserve::<FlowRecord>(0) else {
+        return false;
+    };
+    entry.write(record());
+    entry.submit(0);
+    true
 }
 
 /// Logs a decision, in objects built with `cargo xtask build-ebpf --log`.

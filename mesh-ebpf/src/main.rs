@@ -4,8 +4,11 @@
 #![no_main]
 #![allow(clippy::needless_pass_by_value, reason = "the hooks' macros hand the context over by value")]
 
+mod carried;
 mod connect;
 mod context;
+mod datagram;
+mod datagram_guard;
 mod emit;
 mod getpeername;
 mod host;
@@ -19,6 +22,7 @@ use context::{V4, V6};
 use mesh_common::capture::{Refusal, Verdict};
 use mesh_common::outcome::Outcome;
 use mesh_common::policy;
+use mesh_common::service::PROTO_UDP;
 
 /// A cgroup/connect or cgroup/sock_create program's "go on".
 const PROCEED: i32 = 1;
@@ -42,13 +46,24 @@ pub(crate) fn mesh_sock_create(ctx: SockContext) -> i32 {
 /// connect() of an AF_INET socket.
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn mesh_connect4(ctx: SockAddrContext) -> i32 {
+    if is_datagram(&ctx) {
+        return finish_datagram_connect(&ctx, datagram::connect::<V4>(&ctx));
+    }
     finish_connect(&ctx, connect::decide::<V4>(&ctx))
 }
 
 /// connect() of an AF_INET6 socket, also to a v4-mapped address.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn mesh_connect6(ctx: SockAddrContext) -> i32 {
+    if is_datagram(&ctx) {
+        return finish_datagram_connect(&ctx, datagram::connect::<V6>(&ctx));
+    }
     finish_connect(&ctx, connect::decide::<V6>(&ctx))
+}
+
+#[inline(always)]
+fn is_datagram(ctx: &SockAddrContext) -> bool {
+    context::protocol(ctx) == u32::from(PROTO_UDP)
 }
 
 #[inline(always)]
@@ -56,6 +71,10 @@ fn finish_connect(ctx: &SockAddrContext, decision: Result<Verdict, Refusal>) -> 
     match decision {
         Ok(Verdict::Capture(_)) => {
             emit::count(Outcome::ConnectCaptured);
+            PROCEED
+        }
+        Ok(Verdict::Carry(_)) => {
+            emit::count(Outcome::ConnectCarried);
             PROCEED
         }
         Ok(Verdict::Pass(outcome)) => {
@@ -72,20 +91,67 @@ fn finish_connect(ctx: &SockAddrContext, decision: Result<Verdict, Refusal>) -> 
     }
 }
 
+#[inline(always)]
+fn finish_datagram_connect(ctx: &SockAddrContext, decision: Result<Outcome, Refusal>) -> i32 {
+    if !matches!(decision, Ok(Outcome::DatagramConnected | Outcome::DatagramReplied)) {
+        connect::forget(ctx);
+    }
+    finish_datagram(decision)
+}
+
+#[inline(always)]
+fn finish_datagram(decision: Result<Outcome, Refusal>) -> i32 {
+    match decision {
+        Ok(outcome) => {
+            emit::count(outcome);
+            PROCEED
+        }
+        Err(Refusal { outcome, errno }) => {
+            emit::count(outcome);
+            emit::set_errno(errno);
+            FAIL
+        }
+    }
+}
+
+/// sendto() or sendmsg() with a destination, of an AF_INET UDP socket or to a v4-mapped address.
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn mesh_sendmsg4(ctx: SockAddrContext) -> i32 {
+    finish_datagram(datagram::send::<V4>(&ctx))
+}
+
+/// sendto() or sendmsg() with a destination, of an AF_INET6 UDP socket.
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn mesh_sendmsg6(ctx: SockAddrContext) -> i32 {
+    finish_datagram(datagram::send::<V6>(&ctx))
+}
+
+/// recvfrom() or recvmsg() that asks for the source, of an AF_INET UDP socket.
+#[cgroup_sock_addr(recvmsg4)]
+pub(crate) fn mesh_recvmsg4(ctx: SockAddrContext) -> i32 {
+    finish_answer(datagram::receive::<V4>(&ctx))
+}
+
+/// recvfrom() or recvmsg() that asks for the source, of an AF_INET6 UDP socket, also from a v4-mapped address.
+#[cgroup_sock_addr(recvmsg6)]
+pub(crate) fn mesh_recvmsg6(ctx: SockAddrContext) -> i32 {
+    finish_answer(datagram::receive::<V6>(&ctx))
+}
+
 /// getpeername() of an AF_INET socket.
 #[cgroup_sock_addr(getpeername4)]
 pub(crate) fn mesh_getpeername4(ctx: SockAddrContext) -> i32 {
-    finish_getpeername(getpeername::answer::<V4>(&ctx))
+    finish_answer(getpeername::answer::<V4>(&ctx))
 }
 
 /// getpeername() of an AF_INET6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub(crate) fn mesh_getpeername6(ctx: SockAddrContext) -> i32 {
-    finish_getpeername(getpeername::answer::<V6>(&ctx))
+    finish_answer(getpeername::answer::<V6>(&ctx))
 }
 
 #[inline(always)]
-fn finish_getpeername(answer: Option<Outcome>) -> i32 {
+fn finish_answer(answer: Option<Outcome>) -> i32 {
     match answer {
         Some(outcome) => {
             emit::count(outcome);

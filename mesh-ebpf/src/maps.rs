@@ -5,14 +5,15 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
-use mesh_common::addr::Ip;
-use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::addr::{Endpoint, Ip};
+use mesh_common::flow::{Admitted, OriginalDestination, TupleKey};
 use mesh_common::maps::{self, CfgSlot};
 use mesh_common::outcome::Outcome;
 use mesh_common::policy::source::EVERYONE;
 use mesh_common::policy::{Matched, VerdictKey};
 use mesh_common::service::{
-    AppPort, AppPortKey, BypassKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, Pod, RangeKey,
+    AppPort, AppPortKey, Backend, BypassKey, CidrAction, CidrKey, DatagramFrontend, Frontend, FrontendKey, PROTO_TCP,
+    Pod, RangeKey,
 };
 
 #[map]
@@ -23,6 +24,9 @@ pub(crate) static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Out
 static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(maps::PODS.max_entries, BPF_F_NO_PREALLOC);
 #[map]
 static SVC: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(maps::SVC.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static BACKENDS: HashMap<FrontendKey, Backend> =
+    HashMap::with_max_entries(maps::BACKENDS.max_entries, BPF_F_NO_PREALLOC);
 #[map]
 static CIDR: LpmTrie<CidrKey, CidrAction> = LpmTrie::with_max_entries(maps::CIDR.max_entries, BPF_F_NO_PREALLOC);
 #[btf_map]
@@ -36,6 +40,12 @@ static APPPORTS: HashMap<AppPortKey, AppPort> =
 #[map]
 static BYPASS: LruHashMap<BypassKey, u64> = LruHashMap::with_max_entries(maps::BYPASS.max_entries, 0);
 #[map]
+static ADMITTED: LruHashMap<BypassKey, Admitted> = LruHashMap::with_max_entries(maps::ADMITTED.max_entries, 0);
+#[map]
+static FAILING: LruHashMap<Endpoint, u64> = LruHashMap::with_max_entries(maps::FAILING.max_entries, 0);
+#[btf_map]
+pub(crate) static SERVED: SkStorage<u64> = SkStorage::new();
+#[map]
 static HOSTS: HashMap<u64, Pod> = HashMap::with_max_entries(maps::HOSTS.max_entries, BPF_F_NO_PREALLOC);
 #[btf_map]
 pub(crate) static OWNER: SkStorage<u64> = SkStorage::new();
@@ -44,6 +54,13 @@ static VERDICTS: HashMap<VerdictKey, Matched> =
     HashMap::with_max_entries(maps::VERDICTS.max_entries, BPF_F_NO_PREALLOC);
 #[map]
 static RANGES: LpmTrie<RangeKey, u32> = LpmTrie::with_max_entries(maps::RANGES.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static DATAGRAMS: HashMap<Endpoint, DatagramFrontend> =
+    HashMap::with_max_entries(maps::DATAGRAMS.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static ALIASES: HashMap<Endpoint, Endpoint> = HashMap::with_max_entries(maps::ALIASES.max_entries, BPF_F_NO_PREALLOC);
+#[map]
+static CALLERS: HashMap<BypassKey, Endpoint> = HashMap::with_max_entries(maps::CALLERS.max_entries, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(maps::EVENTS_BYTES, 0);
 
@@ -76,6 +93,27 @@ pub(crate) fn host(cgroup: u64) -> Option<Pod> {
 pub(crate) fn frontend(addr: Ip, port_be: u16) -> Option<Frontend> {
     // SAFETY: as for `pod`.
     unsafe { SVC.get(FrontendKey::new(addr, port_be, PROTO_TCP, 0)) }.copied()
+}
+
+/// A backend of a TCP frontend on this node.
+#[inline(always)]
+pub(crate) fn backend(addr: Ip, port_be: u16, slot: u32) -> Option<Backend> {
+    // SAFETY: as for `pod`.
+    unsafe { BACKENDS.get(FrontendKey::new(addr, port_be, PROTO_TCP, slot)) }.copied()
+}
+
+/// Until when the daemon picks in place of this backend, CLOCK_MONOTONIC nanoseconds; 0 if it does not fail.
+#[inline(always)]
+pub(crate) fn failing_until(backend: &Endpoint) -> u64 {
+    // SAFETY: an aligned number, whatever becomes of the entry meanwhile: the LRU reuses entries and frees none.
+    FAILING.get_ptr(backend).map_or(0, |until| unsafe { until.read_volatile() })
+}
+
+/// Has the daemon pick in place of this backend for a while.
+#[inline(always)]
+pub(crate) fn fails(backend: &Endpoint, until: u64) {
+    // Without it the kernel goes on trying: no worse than before.
+    let _unheeded = FAILING.insert(backend, until, 0);
 }
 
 /// The action of the longest prefix that holds `addr`.
@@ -137,4 +175,60 @@ pub(crate) fn announce(key: &BypassKey) -> Result<(), Outcome> {
 pub(crate) fn retract(key: &BypassKey) {
     // Gone already if the LRU evicted it.
     let _gone = BYPASS.remove(key);
+}
+
+/// Admits a connection that the kernel carries, as its destination will see it.
+#[inline(always)]
+pub(crate) fn admit(key: &BypassKey, admitted: &Admitted) -> Result<(), Outcome> {
+    ADMITTED.insert(key, admitted, 0).map_err(|_| Outcome::AdmissionLost)
+}
+
+/// Who is behind a connection that the kernel carries. A copy.
+#[inline(always)]
+pub(crate) fn admitted(key: &BypassKey) -> Option<Admitted> {
+    // SAFETY: the LRU reuses entries and frees none. One that is reused while it is read was the oldest of thousands.
+    unsafe { ADMITTED.get(key) }.copied()
+}
+
+/// Notes that the destination's socket reports its end.
+#[inline(always)]
+pub(crate) fn mark_served(key: &BypassKey) {
+    if let Some(admitted) = ADMITTED.get_ptr_mut(key) {
+        // SAFETY: an aligned element that outlives the program, as for `admitted`.
+        unsafe { (*admitted).mark_served() };
+    }
+}
+
+/// Takes an admission back. `false`: the LRU has evicted it.
+#[inline(always)]
+pub(crate) fn dismiss(key: &BypassKey) -> bool {
+    ADMITTED.remove(key).is_ok()
+}
+
+/// A UDP frontend. A copy, as for `pod`.
+#[inline(always)]
+pub(crate) fn datagram_frontend(addr: Ip, port_be: u16) -> Option<DatagramFrontend> {
+    // SAFETY: as for `pod`.
+    unsafe { DATAGRAMS.get(Endpoint::new(addr, port_be)) }.copied()
+}
+
+/// What guards a UDP port of a local workload.
+#[inline(always)]
+pub(crate) fn datagram_port(addr: Ip, port_be: u16) -> Option<AppPort> {
+    // SAFETY: as for `pod`.
+    unsafe { APPPORTS.get(AppPortKey::datagram(addr, port_be)) }.copied()
+}
+
+/// Whom an alias stands for.
+#[inline(always)]
+pub(crate) fn alias(alias: &Endpoint) -> Option<Endpoint> {
+    // SAFETY: as for `pod`.
+    unsafe { ALIASES.get(alias) }.copied()
+}
+
+/// The alias of a caller (remote) whose datagrams the daemon delivers to a workload's port (local).
+#[inline(always)]
+pub(crate) fn caller(key: &BypassKey) -> Option<Endpoint> {
+    // SAFETY: as for `pod`.
+    unsafe { CALLERS.get(key) }.copied()
 }

@@ -1,9 +1,10 @@
 //! sock_ops: hands a captured connection's original destination to the daemon, and reports the connection's end.
 
-use crate::context;
 use crate::maps::{self, EVENTS, ORIG, TUPLES};
+use crate::{carried, context};
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
@@ -21,6 +22,7 @@ pub(crate) fn observe(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> 
     match context::sock_ops_op(ctx) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => carried::accepted(ctx),
         _ => Ok(None),
     }
 }
@@ -32,14 +34,23 @@ fn connecting(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
     let Some(original) = original(ctx) else {
         return Ok(None);
     };
+    if original.flags() & OriginalDestination::CARRIED != 0 {
+        return carried::connecting(ctx, &original);
+    }
     TUPLES.insert(tuple_key(ctx, &original), original, 0).map_err(|_| Outcome::TupleLost)?;
     if let Some(announcement) = announcement(ctx, &original) {
         maps::announce(&announcement)?;
     }
+    watch_states(ctx);
+    Ok(Some(Outcome::TupleRecorded))
+}
+
+/// Asks for the event of the connection's end.
+#[inline(always)]
+pub(crate) fn watch_states(ctx: &SockOpsContext) {
     let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
     // It fails only for flags the kernel does not know; this one is older than every other thing used here.
     let _always_ok = ctx.set_cb_flags(flags as i32);
-    Ok(Some(Outcome::TupleRecorded))
 }
 
 #[inline(always)]
@@ -49,8 +60,11 @@ fn state_changed(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
         return Ok(None);
     }
     let Some(original) = original(ctx) else {
-        return Ok(None);
+        return carried::served(ctx, old);
     };
+    if original.flags() & OriginalDestination::CARRIED != 0 {
+        return carried::closed(ctx, &original, old);
+    }
     if old == BPF_TCP_SYN_SENT {
         // Never accepted: nobody else will take the record away. Gone already if the LRU evicted it.
         let _gone = TUPLES.remove(tuple_key(ctx, &original));

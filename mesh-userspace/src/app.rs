@@ -12,6 +12,7 @@ mod policies;
 mod reconcile;
 mod running;
 mod sources;
+mod traffic;
 mod workloads;
 
 pub use command::Command;
@@ -23,16 +24,20 @@ use crate::datapath::Datapath;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
-use crate::proxy::{Balancers, Context, EndpointHealth, LocalWorkloads, Registry, Reports};
+use crate::proxy::{
+    Balancers, Carried, Context, Datagrams, EndpointHealth, LocalWorkloads, Registry, Reports,
+};
 use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
+use crate::telemetry::datagrams::DatagramMetrics;
+use crate::telemetry::dns::DnsMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
 use crate::telemetry::plaintext::PlaintextCallers;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::telemetry::{Build, Metrics};
 use crate::tunnel::Tunnel;
-use crate::{admin, control, tunnel};
+use crate::{admin, control, dns, tunnel};
 use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
 use issuance::Issuance;
@@ -54,6 +59,7 @@ pub struct App {
     admin: admin::Server,
     namespaces: Namespaces,
     flows: FlowMetrics,
+    datagrams: Datagrams,
     datapath: Datapath,
     authority: Option<ca::Hosted>,
 }
@@ -88,9 +94,11 @@ impl App {
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
         let (balancers, health) = (Balancers::default(), EndpointHealth::default());
         let sums = sources::balance(balancers.clone(), health.clone());
+        let names = dns::Server::new(snapshot.clone(), DnsMetrics::register(metrics.registry()));
         let context = Arc::new(Context {
             node: config.node.clone(),
             snapshot,
+            dns: names,
             locals: LocalWorkloads::default(),
             tunnel: Tunnel::new(config.tunnel.clone(), identities.clone(), tunnel_metrics),
             tunnel_port: config.tunnel_port,
@@ -102,11 +110,13 @@ impl App {
             health,
             reports: Reports { metrics: metrics.policy().clone(), plaintext: PlaintextCallers::default() },
             registry: Registry::default(),
+            carried: Carried::default(),
             connections: TaskTracker::new(),
         });
         let namespaces = Namespaces::spawn().context("cannot start the thread that enters network namespaces")?;
         let flows = FlowMetrics::register(metrics.registry());
         let datapath = Datapath::load(&config.datapath).context("cannot load the eBPF programs")?;
+        let datagrams = Datagrams::new(datapath.aliases(), &DatagramMetrics::register(metrics.registry()));
         sources::register_kernel(&mut metrics, datapath.counters(), &identities);
         Ok(Self {
             config,
@@ -121,6 +131,7 @@ impl App {
             admin,
             namespaces,
             flows,
+            datagrams,
             datapath,
             authority,
         })

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// One client's connection, or the sum of many.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,4 +137,13 @@ impl Capture {
 pub struct Traffic {
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// What a DNS server said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The response code: 0 is an answer, 3 that there is no such name, 5 a refusal.
+    pub code: u8,
+    pub truncated: bool,
+    pub addresses: Vec<IpAddr>,
 }

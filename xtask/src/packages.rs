@@ -20,6 +20,7 @@ const WANTED: &[Wanted] = &[
     Wanted { program: "nginx", package: "nginx-light", service: Some("nginx") },
     Wanted { program: "redis-server", package: "redis-server", service: Some("redis-server") },
     Wanted { program: "redis-cli", package: "redis-tools", service: None },
+    Wanted { program: "iperf3", package: "iperf3", service: Some("iperf3") },
     Wanted { program: "promtool", package: "prometheus", service: Some("prometheus") },
 ];
 

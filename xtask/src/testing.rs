@@ -67,6 +67,16 @@ pub(crate) fn demo(arguments: &[String]) -> Result<()> {
     run(Command::new(binary("demo")).args(arguments).current_dir(root()))
 }
 
+/// Figures from the testbed, taken with the build that users run.
+pub(crate) fn bench(arguments: &[String]) -> Result<()> {
+    setup::everything()?;
+    eprintln!("bench: building the eBPF programs");
+    ebpf::build(false)?;
+    eprintln!("bench: building the daemon and the testbed, optimised (some minutes the first time)");
+    run(cargo().args(["build", "--release", "--package", "mesh-userspace", "--package", "mesh-tests", "--bins"]))?;
+    run(Command::new(target().join("release/bench")).args(arguments).current_dir(root()))
+}
+
 fn step(name: &str, verb: impl FnOnce() -> Result<()>) -> Result<()> {
     eprintln!("test: {name}");
     let started = Instant::now();

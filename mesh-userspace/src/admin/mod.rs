@@ -14,6 +14,7 @@ mod policy_rows;
 mod rows;
 mod server;
 mod socket;
+pub mod traffic;
 
 pub use authority::Hosted;
 pub use certificates::Certificates;

@@ -105,6 +105,9 @@ pub struct PathRow {
     /// `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+    /// How the service spreads its connections, in a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balancing: Option<String>,
     /// What it reaches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<EndRow>,

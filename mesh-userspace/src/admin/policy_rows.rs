@@ -3,6 +3,7 @@
 use super::documents::{Document, Item};
 use super::policies::{PathRow, PlaintextRow, PolicyRow};
 use super::rows::{answer, ask, failed, list, refused};
+use super::traffic::TrafficRow;
 use super::{Ask, Sources};
 use crate::proxy::explain::Question;
 use axum::Router;
@@ -21,6 +22,7 @@ type Explain = dyn Fn(&Question) -> Result<Vec<PathRow>, String> + Send + Sync;
 #[derive(Clone)]
 pub struct PolicySources {
     pub policies: Ask<Vec<PolicyRow>>,
+    pub traffic: Ask<Vec<TrafficRow>>,
     pub plaintext: Ask<Vec<PlaintextRow>>,
     /// The error says what is unclear about the question.
     pub explain: Arc<Explain>,
@@ -35,6 +37,7 @@ impl fmt::Debug for PolicySources {
 pub(super) fn routes() -> Router<Sources> {
     Router::new()
         .route("/v1/policies", get(|State(sources): State<Sources>| list(sources.policy.policies)))
+        .route("/v1/traffic", get(|State(sources): State<Sources>| list(sources.policy.traffic)))
         .route("/v1/plaintext", get(|State(sources): State<Sources>| list(sources.policy.plaintext)))
         .route("/v1/explain", get(explain))
 }

@@ -59,6 +59,7 @@ fn sources(not_ready: &Arc<Mutex<Vec<String>>>, live: &LiveConnections) -> Sourc
         services: Arc::new(move || vec![service("web"), service("cart")]),
         policy: PolicySources {
             policies: Arc::new(Vec::new),
+            traffic: Arc::new(Vec::new),
             plaintext: Arc::new(Vec::new),
             explain: Arc::new(|question| Err(format!("{question:?} is unclear"))),
         },
@@ -189,7 +190,7 @@ async fn an_unclear_question_is_refused_with_what_is_unclear() {
     for part in ["shop/web", "10.0.0.1", "Some(80)", "is unclear"] {
         assert!(refused.message.contains(part), "{}", refused.message);
     }
-    for path in ["/v1/policies", "/v1/plaintext"] {
+    for path in ["/v1/policies", "/v1/plaintext", "/v1/traffic"] {
         assert_eq!(running.document(path).await.0, 200);
     }
     running.stop.cancel();

@@ -88,7 +88,8 @@ impl Hosts {
         datapath
             .attach_node(namespace.as_fd(), namespace.cookie())
             .context("cannot attach to the node's network namespace")?;
-        let local = Arc::new(LocalWorkload { workload, namespace, removed: CancellationToken::new() });
+        let local =
+            Arc::new(LocalWorkload { workload, namespace, aliases: Vec::new(), removed: CancellationToken::new() });
         // The accepting side must know whom the kernel may name.
         self.context.locals.insert_host(cgroup.id(), &local);
         if let Err(error) = datapath.arm_host(&cgroup, pod) {

@@ -1,5 +1,6 @@
 //! Policies, plaintext callers and explanations as the admin interface shows them.
 
+use super::traffic;
 use crate::admin::PolicySources;
 use crate::admin::policies::{EndRow, PathRow, PlaintextRow, PolicyRow, PolicyRuleRow, PolicyWorkloads, RulingRow};
 use crate::engine::{RuleName, Snapshot, selects};
@@ -13,15 +14,17 @@ use std::sync::Arc;
 
 pub(super) fn sources(context: &Arc<Context>) -> PolicySources {
     let (policies, plaintext, explained) = (context.clone(), context.clone(), context.clone());
+    let balanced = context.clone();
     PolicySources {
         policies: Arc::new(move || rows(&policies)),
+        traffic: Arc::new(move || traffic::rows(&balanced.snapshot.load())),
         plaintext: Arc::new(move || {
             let (callers, _) = plaintext.reports.plaintext.snapshot();
             callers.into_iter().map(PlaintextRow::from).collect()
         }),
         explain: Arc::new(move |question| {
             let snapshot = explained.snapshot.load();
-            explain(&snapshot, question).map(|found| paths(&found)).map_err(|unclear| unclear.to_string())
+            explain(&snapshot, question).map(|found| paths(&snapshot, &found)).map_err(|unclear| unclear.to_string())
         }),
     }
 }
@@ -101,8 +104,13 @@ fn source(source: &Source) -> String {
     }
 }
 
-fn paths(found: &Explanation) -> Vec<PathRow> {
-    found.paths.iter().map(|path| path_row(&found.source, path)).collect()
+fn paths(snapshot: &Snapshot, found: &Explanation) -> Vec<PathRow> {
+    let row = |path: &Path| {
+        let frontend = path.service.as_ref().and_then(|_| snapshot.frontend(path.asked));
+        let balancing = frontend.map(|frontend| traffic::phrase(&frontend.traffic));
+        PathRow { balancing, ..path_row(&found.source, path) }
+    };
+    found.paths.iter().map(row).collect()
 }
 
 fn path_row(source: &Party, path: &Path) -> PathRow {
@@ -119,6 +127,7 @@ fn path_row(source: &Party, path: &Path) -> PathRow {
         source: end(source.workload.as_ref(), IpAddr::to_string(&source.address), None),
         asked: path.asked.to_string(),
         service: path.service.as_ref().map(ToString::to_string),
+        balancing: None,
         destination,
         arrives: path.how.as_str().to_owned(),
         why: path.why.to_owned(),

@@ -4,12 +4,13 @@ use super::host::OwnPorts;
 use super::reconcile::{Reconciler, Report};
 use super::workloads::Workloads;
 use super::{App, ca, sources};
-use crate::datapath::{Datapath, Event};
+use crate::datapath::{Admissions, Datapath, Event, monotonic_nanoseconds};
 use crate::engine::Engine;
 use crate::identity::Identities;
 use crate::proxy::{Context, Dialler, HealthChecks, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
 use anyhow::{Context as _, Result, anyhow, bail};
+use mesh_common::event::FlowRecord;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 
 /// The heartbeat is written this many times within its timeout.
 const BEATS_PER_TIMEOUT: u32 = 5;
+/// How often connections are looked for that the kernel carried and whose destination has not told their end.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Every how many of these times what the kernel carries is listed, to find connections whose end was never told.
+const LOOKS_PER_LISTING: u32 = 60;
 /// How often idle metric series are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -67,7 +72,12 @@ impl App {
             bypass: self.datapath.bypass(),
             mark,
         };
-        let inbound = Inbound { context: self.context.clone(), dialler: dialler.clone(), draining: release.clone() };
+        let inbound = Inbound {
+            context: self.context.clone(),
+            dialler: dialler.clone(),
+            datagrams: self.datagrams.clone(),
+            draining: release.clone(),
+        };
         tasks.spawn("inbound", inbound.serve(self.tunnel));
 
         let authority = self.authority.take();
@@ -94,11 +104,11 @@ impl App {
 
         let tuples = self.datapath.tuples();
         let ports = OwnPorts { outbound: self.config.datapath.outbound_port, others: self.config.own_ports() };
-        let plaintext = PlaintextSweep::new(self.context.clone(), self.namespaces.clone());
+        let plaintext = PlaintextSweep::new(self.context.clone(), self.namespaces.clone(), self.datapath.admissions());
         let reconciler = Reconciler {
             engine: Engine::new(self.config.node.clone()).with_own_ports(ports.outbound, &ports.others),
             datapath: self.datapath,
-            workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, ports, mark),
+            workloads: Workloads::new(self.context.clone(), self.namespaces, tuples, self.datagrams, ports, mark),
             context: self.context.clone(),
             identities: identities.clone(),
             report,
@@ -142,9 +152,29 @@ impl App {
             }
         });
         let (mut events, flows, context) = (self.datapath.events()?, self.flows.clone(), self.context.clone());
+        let admissions = self.datapath.admissions();
         tasks.spawn("events", async move {
+            let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
+            let mut looks = 0_u32;
             loop {
-                match events.next().await.context("cannot read the event buffer")? {
+                let event = tokio::select! {
+                    event = events.next() => event.context("cannot read the event buffer")?,
+                    _ = upkeep.tick() => {
+                        context.carried.expire(Instant::now());
+                        looks = looks.wrapping_add(1);
+                        if looks.is_multiple_of(LOOKS_PER_LISTING) {
+                            forget_lost(&context, &admissions);
+                        }
+                        continue;
+                    }
+                };
+                match event {
+                    Event::Flow(record) => {
+                        if !record.has(FlowRecord::OPENED) && !record.has(FlowRecord::BY_DESTINATION) {
+                            flows.closed(record.srtt_us(), record.retransmits());
+                        }
+                        context.kernel_carried(&record);
+                    }
                     Event::Closed(record) => flows.closed(record.srtt_us(), record.retransmits()),
                     Event::Verdict(record) => context.kernel_decided(&record, SystemTime::now()),
                 }
@@ -233,5 +263,15 @@ impl Running {
             // Its drop has happened in the reconciler; the pins that stay are adopted by the next start.
             None => Ok(()),
         }
+    }
+}
+
+/// Ends, in the books, what the kernel has carried and knows no more.
+fn forget_lost(context: &Context, admissions: &Admissions) {
+    // What began meanwhile is not in the list.
+    let moment = monotonic_nanoseconds();
+    match admissions.list() {
+        Ok(known) => context.carried.retain_known(&known, moment),
+        Err(error) => tracing::warn!(%error, "cannot list the connections that the kernel carries"),
     }
 }

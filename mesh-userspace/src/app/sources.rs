@@ -68,6 +68,7 @@ pub(super) fn register_kernel(metrics: &mut Metrics, counters: Counters, identit
             let counts = lost.outcomes().into_iter();
             counts
                 .filter_map(|(outcome, count)| match outcome {
+                    Outcome::OpenLost => Some(Lost { source: "open_records", count }),
                     Outcome::EventLost => Some(Lost { source: "close_records", count }),
                     Outcome::VerdictLost => Some(Lost { source: "verdict_records", count }),
                     _ => None,

@@ -6,10 +6,12 @@
 use super::host::{Hosts, OwnPorts};
 use crate::datapath::{Datapath, Tuples};
 use crate::model::{Workload, WorkloadUid};
-use crate::netns::{Namespace, Namespaces};
-use crate::proxy::{Context, LocalWorkload, Outbound};
+use crate::netns::{AliasRange, CaptureSocket, Namespace, Namespaces};
+use crate::proxy::{Context, DatagramOutbound, Datagrams, LocalWorkload, Outbound};
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
 use mesh_common::Ip;
+use mesh_common::datagram::{ALIAS4, NUMBER_BITS};
 use mesh_common::service::Pod;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -32,6 +34,7 @@ pub(super) struct Workloads {
     context: Arc<Context>,
     namespaces: Namespaces,
     tuples: Tuples,
+    datagrams: Datagrams,
     outbound_port: u16,
     mark: u32,
     desired: Arc<BTreeMap<WorkloadUid, Arc<Workload>>>,
@@ -45,6 +48,7 @@ impl Workloads {
         context: Arc<Context>,
         namespaces: Namespaces,
         tuples: Tuples,
+        datagrams: Datagrams,
         ports: OwnPorts,
         mark: u32,
     ) -> Self {
@@ -54,6 +58,7 @@ impl Workloads {
             context,
             namespaces,
             tuples,
+            datagrams,
             outbound_port,
             mark,
             desired: Arc::default(),
@@ -150,7 +155,7 @@ impl Workloads {
 
     async fn arm(&mut self, workload: Arc<Workload>, datapath: &mut Datapath) -> Result<()> {
         if workload.is_host_network() {
-            let pod = self.pod(&workload);
+            let pod = self.pod(&workload, &[]);
             return self.hosts.arm(workload, pod, datapath).await;
         }
         let armed = self.arm_pod(workload, datapath).await?;
@@ -173,16 +178,19 @@ impl Workloads {
             );
         }
         let bound = self.listen(&namespace, &workload).await?;
+        let aliases = aliases(&workload, datapath.pod(namespace.cookie())?);
+        let capturing = self.capture_datagrams(&namespace, &aliases).await?;
         self.namespaces.prepare(&namespace).await.context("cannot prepare routing for client addresses")?;
-        let local =
-            Arc::new(LocalWorkload { workload, namespace: Arc::new(namespace), removed: CancellationToken::new() });
+        let namespace = Arc::new(namespace);
+        let local = Arc::new(LocalWorkload { workload, namespace, aliases, removed: CancellationToken::new() });
+        if let Err(error) = self.namespaces.alias(&local.namespace, local.aliases.clone()).await {
+            self.restore(&local).await;
+            return Err(error).context("cannot make aliases local to the workload's namespace");
+        }
         let pod = match self.engage(&local, datapath) {
             Ok(pod) => pod,
             Err(error) => {
-                let cleaned = self.namespaces.restore(&local.namespace).await;
-                if let Err(cleanup) = cleaned {
-                    tracing::warn!(workload = %local.workload.name, %cleanup, "cannot remove routing for client addresses");
-                }
+                self.restore(&local).await;
                 return Err(error);
             }
         };
@@ -191,6 +199,16 @@ impl Workloads {
             let outbound =
                 Outbound { context: self.context.clone(), local: local.clone(), tuples: self.tuples.clone() };
             listeners.spawn(outbound.serve(listener));
+        }
+        for (base, socket) in capturing {
+            let outbound = DatagramOutbound {
+                context: self.context.clone(),
+                local: local.clone(),
+                datagrams: self.datagrams.clone(),
+                base,
+                port: self.outbound_port,
+            };
+            listeners.spawn(outbound.serve(socket));
         }
         Ok(Armed { local, pod, listeners })
     }
@@ -207,6 +225,31 @@ impl Workloads {
         Ok(bound)
     }
 
+    /// A socket for each family that the workload has aliases of, with the first of them.
+    async fn capture_datagrams(
+        &self,
+        namespace: &Namespace,
+        aliases: &[AliasRange],
+    ) -> Result<Vec<(Ip, CaptureSocket)>> {
+        let mut sockets = Vec::new();
+        for AliasRange { range, own } in aliases {
+            let capturing =
+                self.namespaces.capture_datagrams(namespace, own.is_ipv4(), self.outbound_port, self.mark).await;
+            let socket = capturing.with_context(|| {
+                format!("cannot take datagrams at port {} in the workload's namespace", self.outbound_port)
+            })?;
+            sockets.push((range.network().into(), socket));
+        }
+        Ok(sockets)
+    }
+
+    /// Takes back what the namespace was prepared with.
+    async fn restore(&self, local: &LocalWorkload) {
+        if let Err(cleanup) = self.namespaces.restore(&local.namespace).await {
+            tracing::warn!(workload = %local.workload.name, %cleanup, "cannot remove routing for client addresses");
+        }
+    }
+
     /// The steps that show: the guard, the inbound side's table, and capture last.
     fn engage(&mut self, local: &Arc<LocalWorkload>, datapath: &mut Datapath) -> Result<Pod> {
         let workload = &local.workload;
@@ -214,7 +257,7 @@ impl Workloads {
             .attach_netns(workload.uid.as_str(), local.namespace.as_fd())
             .context("cannot attach to the workload's network namespace")?;
         self.context.locals.insert(local);
-        let pod = self.pod(workload);
+        let pod = self.pod(workload, &local.aliases);
         if let Err(error) = datapath.arm_pod(local.namespace.cookie(), pod) {
             self.context.locals.remove(local);
             datapath.detach_netns(workload.uid.as_str()).ok();
@@ -223,7 +266,7 @@ impl Workloads {
         Ok(pod)
     }
 
-    fn pod(&mut self, workload: &Workload) -> Pod {
+    fn pod(&mut self, workload: &Workload, aliases: &[AliasRange]) -> Pod {
         let of_family = |v4: bool| {
             workload.addresses.iter().find(|address| address.is_ipv4() == v4).map_or(Ip::UNSPECIFIED, |a| Ip::from(*a))
         };
@@ -231,7 +274,12 @@ impl Workloads {
         self.next_index = self.next_index.wrapping_add(1).max(1);
         let identity = self.identity_number(workload);
         let flags = if workload.is_host_network() { Pod::HOST_NETWORK } else { 0 };
-        Pod::new(of_family(true), of_family(false), index, self.outbound_port.to_be(), flags, identity)
+        let alias = |v4: bool| {
+            let range = aliases.iter().find(|range| range.own.is_ipv4() == v4);
+            range.map_or(Ip::UNSPECIFIED, |range| Ip::from(range.range.network()))
+        };
+        let port = self.outbound_port.to_be();
+        Pod::new(of_family(true), of_family(false), index, port, flags, identity, alias(true), alias(false))
     }
 
     fn identity_number(&self, workload: &Workload) -> u32 {
@@ -246,8 +294,16 @@ impl Workloads {
         let snapshot = self.context.snapshot.load();
         let renumbered = |pod: Pod, workload: &Workload| {
             let identity = snapshot.identity_number(&workload.identity);
-            let renumbered =
-                Pod::new(pod.ip4(), pod.ip6(), pod.workload(), pod.outbound_port_be(), pod.flags(), identity);
+            let renumbered = Pod::new(
+                pod.ip4(),
+                pod.ip6(),
+                pod.workload(),
+                pod.outbound_port_be(),
+                pod.flags(),
+                identity,
+                pod.alias4(),
+                pod.alias6(),
+            );
             (renumbered != pod).then_some(renumbered)
         };
         for armed in self.armed.values_mut() {
@@ -281,6 +337,34 @@ impl Workloads {
         while armed.listeners.join_next().await.is_some() {}
         tracing::info!(workload = %local.workload.name, "disarmed");
     }
+}
+
+/// Where a workload's datagrams are redirected to, for each family that it has an address of. Its IPv6 range is what an
+/// earlier daemon has given it, if one has: its sockets may be connected there.
+fn aliases(workload: &Workload, armed_as: Option<Pod>) -> Vec<AliasRange> {
+    let of_family = |v4: bool| workload.addresses.iter().find(|address| address.is_ipv4() == v4).copied();
+    let v4 = of_family(true).and_then(|own| Some(AliasRange { range: range(ALIAS4, IPV4_PREFIX)?, own }));
+    let v6 = of_family(false).and_then(|own| {
+        let known = armed_as.map(|pod| pod.alias6()).filter(|alias| !alias.is_unspecified());
+        let range = range(known.unwrap_or_else(random_alias6), IPV6_PREFIX)?;
+        Some(AliasRange { range, own })
+    });
+    v4.into_iter().chain(v6).collect()
+}
+
+const IPV4_PREFIX: u8 = (u32::BITS - NUMBER_BITS) as u8;
+const IPV6_PREFIX: u8 = (u128::BITS - NUMBER_BITS) as u8;
+
+fn range(first: Ip, prefix: u8) -> Option<IpNet> {
+    IpNet::new(first.into(), prefix).ok()
+}
+
+/// A unique local address (RFC 4193) that nobody else can guess.
+fn random_alias6() -> Ip {
+    let mut octets: [u8; 16] = rand::random();
+    octets[0] = 0xfd;
+    octets[13..].fill(0);
+    Ip::from_v6(octets)
 }
 
 /// Whether a change of a workload reaches what arming set up. Labels, weight, modes and ports live in tables: changing

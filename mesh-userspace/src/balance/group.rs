@@ -12,7 +12,7 @@ use super::member::{EndpointId, Members};
 use super::plan::Plan;
 use super::round_robin::Turns;
 use super::{ConnectFailure, Counts, EjectionCause, EndpointStatus, Exhausted, Levels, Pick};
-use crate::engine::Endpoint;
+use crate::engine::{Endpoint, Locality};
 use crate::model::Traffic;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -87,6 +87,23 @@ impl Group {
         });
         let slot = slot.inspect_err(|why| self.counts.exhausted[*why as usize] += 1)?;
         Ok(self.begin(slot, tried.is_empty(), now))
+    }
+
+    /// [`Self::pick`] among the endpoints of other nodes, if there are any: the kernel has drawn among all of them, and the
+    /// draw did not fall on one of this node.
+    pub fn pick_elsewhere(&mut self, caller: IpAddr, random: u64, now: Instant) -> Result<Pick, Exhausted> {
+        let endpoints = self.endpoints.as_deref().unwrap_or_default().iter().zip(&self.listed);
+        let here = endpoints.filter(|(endpoint, _)| endpoint.locality == Locality::SameNode);
+        let here: Vec<EndpointId> = here.map(|(_, slot)| self.members.id_of(*slot)).collect();
+        if here.len() == self.listed.len() {
+            return self.pick(caller, &[], random, now);
+        }
+        let slot = self.admit().and_then(|()| {
+            self.refresh(now);
+            self.choose(caller, &here, random, now)
+        });
+        let slot = slot.inspect_err(|why| self.counts.exhausted[*why as usize] += 1)?;
+        Ok(self.begin(slot, true, now))
     }
 
     /// Asks for one more attempt at a connection that has failed; to be asked before each pick but the first.

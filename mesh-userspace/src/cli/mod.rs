@@ -8,6 +8,7 @@ mod fetch;
 mod policy;
 mod show;
 mod table;
+mod traffic;
 mod validate;
 
 use crate::admin::documents::{
@@ -15,6 +16,7 @@ use crate::admin::documents::{
 };
 use crate::admin::endpoints::EndpointRow;
 use crate::admin::policies::{PlaintextRow, PolicyRow};
+use crate::admin::traffic::TrafficRow;
 use authority::{CaVerb, JoinArguments, NodeVerb};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fetch::{Daemon, FetchError};
@@ -163,6 +165,9 @@ enum Resource {
     /// Authorization policies, whom they are for, and how often they decided on this node
     #[command(visible_aliases = ["policy", "pol"])]
     Policies,
+    /// How services spread their connections, and what is done when those fail
+    #[command(visible_alias = "tp")]
+    Traffic,
     /// Who called workloads of this node in plaintext: what still keeps them from STRICT
     Plaintext,
 }
@@ -277,6 +282,7 @@ impl<W: Write> Session<'_, W> {
             Verb::Get(Resource::Endpoints) => self.get::<EndpointRow>("/v1/endpoints"),
             Verb::Get(Resource::Diagnostics) => self.get::<DiagnosticRow>("/v1/diagnostics"),
             Verb::Get(Resource::Policies) => self.get::<PolicyRow>("/v1/policies"),
+            Verb::Get(Resource::Traffic) => self.get::<TrafficRow>("/v1/traffic"),
             Verb::Get(Resource::Plaintext) => self.get::<PlaintextRow>("/v1/plaintext"),
             Verb::Get(Resource::Connections { limit }) => self.connections(*limit),
             Verb::Cert(verb) => self.cert(verb),

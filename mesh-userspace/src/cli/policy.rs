@@ -127,6 +127,7 @@ impl Show for PathRow {
             let service = row.service.as_ref().map_or_else(String::new, |service| format!("{service} at "));
             let head = format!("{} to {service}{}", end(&row.source), row.asked);
             let mut lines = vec![head];
+            lines.extend(row.balancing.as_ref().map(|how| format!("  balances  {how}")));
             if let Some(destination) = &row.destination {
                 lines.push(format!("  reaches   {}", end(destination)));
             }

@@ -4,7 +4,7 @@ use super::Code;
 use super::diagnostic::{Diagnostic, Position};
 use super::document::{Document, Entry, Spec};
 use super::key::Key;
-use crate::model::{NodeName, Object, ObjectKey, Protocol, Service, Workload, WorkloadUid};
+use crate::model::{DNS_PORT, NodeName, Object, ObjectKey, Protocol, Service, Workload, WorkloadUid};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -101,7 +101,15 @@ impl Claims {
 
     pub(super) fn add(&mut self, object: &Object, key: &Key) {
         match object {
-            Object::Mesh(_) | Object::Policy(_) | Object::Traffic(_) => {}
+            Object::Policy(_) | Object::Traffic(_) => {}
+            Object::Mesh(mesh) => {
+                for address in mesh.dns.iter().flat_map(|dns| &dns.addresses) {
+                    self.vips.insert(*address, key.clone());
+                    let at = SocketAddr::new(*address, DNS_PORT);
+                    let protocols = [Protocol::Tcp, Protocol::Udp];
+                    self.frontends.extend(protocols.map(|protocol| ((at, protocol), key.clone())));
+                }
+            }
             Object::Node(node) => self.nodes.extend(node.addresses.iter().map(|address| (*address, key.clone()))),
             Object::Service(service) => {
                 self.vips.extend(service.vips.iter().map(|vip| (*vip, key.clone())));

@@ -96,18 +96,22 @@ impl Resolver {
             .iter()
             .filter_map(|(key, document)| Some((key, document, around.build(document)?)))
             .map(|(key, document, object)| {
-                let rank = match get(&self.catalog, key) {
-                    Some(old) if old == object => 0,
-                    Some(_) => 1,
-                    None => 2,
-                };
-                (rank, key, document, object)
+                match get(&self.catalog, key) {
+                    // The same object, not its like: whoever holds it compares and keeps it without a copy.
+                    Some(old) if old == object => (0, key, document, old),
+                    Some(_) => (1, key, document, object),
+                    None => (2, key, document, object),
+                }
             })
             .collect();
         order.sort_by(|(rank_a, _, a, _), (rank_b, _, b, _)| {
             (rank_a, &a.source.file, a.at).cmp(&(rank_b, &b.source.file, b.at))
         });
         let mut claims = Claims::default();
+        // What the mesh has for itself, no other object takes from it.
+        if let Some(mesh) = around.mesh {
+            claims.add(&Object::Mesh(Arc::clone(mesh)), &MESH);
+        }
         let mut catalog = Catalog::default();
         let is_namespace = |(key, _): &(&Key, &Arc<Document>)| matches!(key, Key::Namespace(_));
         let namespaces = chosen.iter().filter(is_namespace);
@@ -135,14 +139,14 @@ impl Resolver {
 
 /// What the documents say that objects take from elsewhere.
 struct Around<'d> {
-    mesh: Option<&'d Mesh>,
+    mesh: Option<&'d Arc<Mesh>>,
     namespaces: BTreeMap<&'d str, Defaults>,
 }
 
 impl<'d> Around<'d> {
     fn of(documents: &'d BTreeMap<Key, Arc<Document>>) -> Self {
         let mesh = documents.get(&MESH).and_then(|document| match &document.spec {
-            Spec::Mesh(mesh) => Some(&**mesh),
+            Spec::Mesh(mesh) => Some(mesh),
             _ => None,
         });
         let namespace = |(key, document): (&'d Key, &'d Arc<Document>)| match (key, &document.spec) {

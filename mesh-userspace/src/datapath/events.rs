@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
-use mesh_common::event::{CloseRecord, VerdictRecord};
+use mesh_common::event::{CloseRecord, FlowRecord, VerdictRecord};
 use std::io;
 use std::os::fd::AsRawFd;
 use tokio::io::Interest;
@@ -15,13 +15,16 @@ pub enum Event {
     Closed(CloseRecord),
     /// A hook refused a connection, or admitted plaintext.
     Verdict(VerdictRecord),
+    /// A connection that the kernel carries has begun, or one of its sockets closed.
+    Flow(FlowRecord),
 }
 
 impl Event {
     /// The records' sizes tell them apart.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let closed = CloseRecord::from_bytes(bytes).map(Self::Closed);
-        closed.or_else(|| VerdictRecord::from_bytes(bytes).map(Self::Verdict))
+        let verdict = || VerdictRecord::from_bytes(bytes).map(Self::Verdict);
+        closed.or_else(verdict).or_else(|| FlowRecord::from_bytes(bytes).map(Self::Flow))
     }
 }
 

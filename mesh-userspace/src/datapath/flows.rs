@@ -1,7 +1,8 @@
 //! The handles that the proxy holds: taking a captured connection's record, announcing deliveries, showing life.
 
 use super::table::Table;
-use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::addr::Endpoint;
+use mesh_common::flow::{Admitted, OriginalDestination, TupleKey};
 use mesh_common::maps::CfgSlot;
 use mesh_common::service::BypassKey;
 use std::io;
@@ -19,6 +20,21 @@ impl Tuples {
     /// The kernel's, for the map itself.
     pub fn take(&self, key: &TupleKey) -> io::Result<Option<OriginalDestination>> {
         self.0.take(key)
+    }
+}
+
+/// Connections that the kernel carries between workloads of this node, as it has admitted them.
+#[derive(Clone)]
+pub struct Admissions(pub(super) Table<BypassKey, Admitted>);
+
+impl Admissions {
+    /// Those that live now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, for the map itself.
+    pub fn list(&self) -> io::Result<Vec<(BypassKey, Admitted)>> {
+        self.0.entries()
     }
 }
 
@@ -68,6 +84,65 @@ impl Drop for Admission {
     fn drop(&mut self) {
         if let Err(error) = self.bypass.remove(&self.key) {
             tracing::warn!(%error, "cannot withdraw a delivery's admission; it stays until it is evicted");
+        }
+    }
+}
+
+/// Whom aliases stand for, and which alias a caller has ([`mesh_common::datagram`]).
+#[derive(Clone)]
+pub struct Aliases {
+    pub(super) aliases: Table<Endpoint, Endpoint>,
+    pub(super) callers: Table<BypassKey, Endpoint>,
+}
+
+impl Aliases {
+    /// Has the programs show `alias` as `real`, from now on.
+    ///
+    /// # Errors
+    ///
+    /// The map is full, or the kernel's, for the map itself.
+    pub fn show(&self, alias: Endpoint, real: Endpoint) -> io::Result<()> {
+        self.aliases.set(&alias, &real)
+    }
+
+    /// Ends what [`Aliases::show`] began; an absent one is no error.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, for the map itself.
+    pub fn hide(&self, alias: Endpoint) -> io::Result<()> {
+        self.aliases.delete(&alias).map(drop)
+    }
+
+    /// Has a workload's port (local) see a caller (remote) behind an alias, and reach it there, until the returned guard
+    /// is dropped. `None`: that port has that caller already, behind another alias.
+    ///
+    /// # Errors
+    ///
+    /// A map is full, or the kernel's, for the maps themselves.
+    pub fn introduce(&self, call: BypassKey, alias: Endpoint) -> io::Result<Option<Introduction>> {
+        if !self.callers.add(&call, &alias)? {
+            return Ok(None);
+        }
+        let introduction = Introduction { aliases: self.clone(), call, alias };
+        self.show(alias, Endpoint::new(call.remote(), call.remote_port_be()))?;
+        Ok(Some(introduction))
+    }
+}
+
+/// A caller that a workload knows; forgotten when dropped.
+#[must_use = "the caller is forgotten when this is dropped"]
+pub struct Introduction {
+    aliases: Aliases,
+    call: BypassKey,
+    alias: Endpoint,
+}
+
+impl Drop for Introduction {
+    fn drop(&mut self) {
+        let outcome = self.aliases.callers.delete(&self.call).and_then(|_| self.aliases.hide(self.alias));
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "cannot withdraw a datagram flow's entries; they stay until the next start");
         }
     }
 }

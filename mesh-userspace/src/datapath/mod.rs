@@ -19,7 +19,7 @@ mod tables;
 pub use cgroup::WorkloadCgroup;
 pub use counters::{Counters, MapUsage};
 pub use events::{Event, Events};
-pub use flows::{Admission, Bypass, Heartbeat, Tuples, monotonic_nanoseconds};
+pub use flows::{Admission, Admissions, Aliases, Bypass, Heartbeat, Introduction, Tuples, monotonic_nanoseconds};
 pub use programs::AttachedLink;
 
 use crate::engine::MapOp;
@@ -29,7 +29,7 @@ use counters::Measured;
 use hosts::Hosts;
 use link::Target;
 use mesh_common::ABI_VERSION;
-use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::flow::{Admitted, OriginalDestination, TupleKey};
 use mesh_common::maps::{self, CfgSlot, Spec};
 use mesh_common::service::{BypassKey, Pod};
 use pins::Pins;
@@ -68,6 +68,8 @@ pub struct Datapath {
     settings: Table<u32, u64>,
     tuples: Table<TupleKey, OriginalDestination>,
     bypass: Table<BypassKey, u64>,
+    admitted: Table<BypassKey, Admitted>,
+    aliases: Aliases,
     counters: Counters,
     /// The tables may hold what nobody here knows: a predecessor's entries, or those of an apply that failed half-way.
     inherited: bool,
@@ -212,6 +214,27 @@ impl Datapath {
         Bypass(self.bypass.clone())
     }
 
+    /// The handle that lists what the kernel carries.
+    #[must_use]
+    pub fn admissions(&self) -> Admissions {
+        Admissions(self.admitted.clone())
+    }
+
+    /// The handle that says whom aliases stand for.
+    #[must_use]
+    pub fn aliases(&self) -> Aliases {
+        self.aliases.clone()
+    }
+
+    /// What a namespace is armed as, perhaps by a predecessor.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn pod(&self, cookie: u64) -> anyhow::Result<Option<Pod>> {
+        self.tables.pods.get(&cookie)
+    }
+
     /// The handle that shows the kernel that the daemon lives.
     #[must_use]
     pub fn heartbeat(&self) -> Heartbeat {
@@ -281,6 +304,8 @@ struct Parts {
     settings: Table<u32, u64>,
     tuples: Table<TupleKey, OriginalDestination>,
     bypass: Table<BypassKey, u64>,
+    admitted: Table<BypassKey, Admitted>,
+    aliases: Aliases,
     counters: Counters,
     hosts: Hosts,
 }
@@ -297,14 +322,22 @@ impl Parts {
         let settings = Table::new(map(&maps::CFG)?, &maps::CFG)?;
         let tuples = Table::new(map(&maps::TUPLES)?, &maps::TUPLES)?;
         let bypass = Table::new(map(&maps::BYPASS)?, &maps::BYPASS)?;
+        let admitted = Table::new(map(&maps::ADMITTED)?, &maps::ADMITTED)?;
+        let aliases = Aliases {
+            aliases: Table::new(map(&maps::ALIASES)?, &maps::ALIASES)?,
+            callers: Table::new(map(&maps::CALLERS)?, &maps::CALLERS)?,
+        };
         let hosts = Hosts::new(config, cgroups, OwnTable::new(map(&maps::HOSTS)?, &maps::HOSTS)?, &settings)?;
         let mut own = tables.counts();
         own.insert(maps::HOSTS.name, hosts.count());
-        let parts = Self { programs, tables, settings, tuples, bypass, counters: Counters::new(maps, own)?, hosts };
+        let counters = Counters::new(maps, own)?;
+        let parts = Self { programs, tables, settings, tuples, bypass, admitted, aliases, counters, hosts };
         if adopted {
-            // Their connections died with the predecessor. A record of a connect in progress is lost with them: reset.
+            // Their connections died with the predecessor; those that the kernel carries did not. A record of a connect in progress is lost with them: reset.
             parts.tuples.clear()?;
             parts.bypass.clear()?;
+            parts.aliases.callers.clear()?;
+            parts.aliases.aliases.clear()?;
         }
         parts.configure(config)?;
         parts.programs.attach(pins, cgroups)?;
@@ -336,6 +369,8 @@ impl Parts {
             settings: self.settings,
             tuples: self.tuples,
             bypass: self.bypass,
+            admitted: self.admitted,
+            aliases: self.aliases,
             counters: self.counters,
             inherited: true,
             pods: BTreeSet::new(),

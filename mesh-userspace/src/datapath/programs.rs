@@ -23,11 +23,15 @@ const NODE_LOOKUP: &str = "mesh_node_lookup";
 
 /// The cgroups' programs, in the order in which they are attached: what serves a captured connection before what
 /// captures it.
-const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
+const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("mesh_sock_create", AttachType::SockCreate),
     ("mesh_sock_ops", AttachType::SockOps),
     ("mesh_getpeername4", AttachType::Getpeername4),
     ("mesh_getpeername6", AttachType::Getpeername6),
+    ("mesh_recvmsg4", AttachType::Recvmsg4),
+    ("mesh_recvmsg6", AttachType::Recvmsg6),
+    ("mesh_sendmsg4", AttachType::Sendmsg4),
+    ("mesh_sendmsg6", AttachType::Sendmsg6),
     ("mesh_connect4", AttachType::Connect4),
     ("mesh_connect6", AttachType::Connect6),
 ];

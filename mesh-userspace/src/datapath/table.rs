@@ -39,6 +39,15 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         bpf::map_update(self.map.as_fd(), key, value, Update::Any)
     }
 
+    /// Writes an entry unless there is one; whether it did.
+    pub(super) fn add(&self, key: &K, value: &V) -> io::Result<bool> {
+        match bpf::map_update(self.map.as_fd(), key, value, Update::New) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(super) fn take(&self, key: &K) -> io::Result<Option<V>> {
         bpf::map_take(self.map.as_fd(), key)
     }
@@ -76,6 +85,10 @@ impl<K: aya::Pod + PartialEq, V: aya::Pod> OwnTable<K, V> {
     /// The number of entries, as it changes.
     pub(super) fn count(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.count)
+    }
+
+    pub(super) fn get(&self, key: &K) -> anyhow::Result<Option<V>> {
+        self.table.get(key).with_context(|| format!("cannot read map {}", self.table.name))
     }
 
     pub(super) fn keys(&self) -> anyhow::Result<Vec<K>> {

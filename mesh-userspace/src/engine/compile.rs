@@ -1,9 +1,9 @@
 //! Single entries of the tables, each from what it depends on.
 
+use super::same_node::{self, Slots};
 use super::{Endpoint, Engine, FrontendView, Locality, PolicyGroup, SharedMap, index};
 use crate::model::{
-    DeniedError, Mesh, Node, ObjectName, Protocol, SameNode, Service, ServicePort, TargetPort, Traffic, Workload,
-    WorkloadUid,
+    DeniedError, Mesh, Node, ObjectName, Protocol, Service, ServicePort, TargetPort, Traffic, Workload, WorkloadUid,
 };
 use ipnet::IpNet;
 use mesh_common::Ip;
@@ -21,11 +21,18 @@ impl Engine {
         let snapshot = Arc::make_mut(&mut self.tables.snapshot);
         let old = std::mem::replace(&mut snapshot.mesh, new.cloned());
         self.tables.denied_errno = new.map_or(0, |mesh| errno(mesh.denied_error));
-        if same_node(old.as_ref()) != same_node(new) {
+        if same_node::of_mesh(old.as_ref()) != same_node::of_mesh(new) {
             let services: Vec<_> = snapshot.services.iter().map(|(name, _)| name.clone()).collect();
             self.dirty.extend(services);
+            for address in self.addresses.keys().copied().collect::<Vec<_>>() {
+                self.refresh_address(address);
+            }
         }
-        let (old, new) = (exclusions(old.as_ref()), exclusions(new));
+        self.change_exclusions(exclusions(old.as_ref()), exclusions(new));
+        self.change_dns(old.as_ref(), new);
+    }
+
+    fn change_exclusions(&mut self, old: Vec<IpNet>, new: Vec<IpNet>) {
         if old == new {
             return;
         }
@@ -42,6 +49,7 @@ impl Engine {
             self.refresh_frontend(address);
         }
         self.refresh_host_frontends();
+        self.refresh_all_datagrams();
     }
 
     /// Computes a service's endpoints and claims its frontends.
@@ -51,6 +59,7 @@ impl Engine {
         let traffic =
             Traffic::of(self.tables.snapshot.mesh.as_deref(), &service, self.traffic.winner(name).map(Arc::as_ref));
         let traffic = Arc::new(traffic);
+        self.compile_datagrams(name, &service, &traffic);
         for port in tcp_ports(&service) {
             let mut by_family = BTreeMap::new();
             for vip in service.vips.iter().map(IpAddr::to_canonical) {
@@ -69,7 +78,7 @@ impl Engine {
         }
     }
 
-    fn endpoints(&self, service: &Service, port: &ServicePort, vip: IpAddr) -> Arc<[Endpoint]> {
+    pub(super) fn endpoints(&self, service: &Service, port: &ServicePort, vip: IpAddr) -> Arc<[Endpoint]> {
         let snapshot = &self.tables.snapshot;
         let mut found: Vec<Endpoint> = self
             .selectors
@@ -111,18 +120,27 @@ impl Engine {
 
     pub(super) fn refresh_frontend(&mut self, address: SocketAddr) {
         let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
-        let view = self.frontends.winner(&address).filter(|_| !self.is_excluded(address.ip())).cloned();
-        let host = self.host_frontend(address).filter(|_| !self.is_excluded(address.ip()));
+        let is_dns = self.is_dns(address);
+        let view = self.frontends.winner(&address).filter(|_| !is_dns && !self.is_excluded(address.ip())).cloned();
+        // Of the mesh's own DNS the daemon itself is the one backend.
+        let host = if is_dns { Some(Frontend::new(0, 1, 0, 0, 0)) } else { self.host_frontend(address) };
+        let host = host.filter(|_| !self.is_excluded(address.ip()));
         let published = Arc::make_mut(&mut self.tables.snapshot);
         match view {
             Some(view) => {
                 let backends = u32::try_from(view.endpoints.len()).unwrap_or(u32::MAX);
                 let (group, port) = common_group(&view.endpoints, &published.groups);
-                self.tables.frontends.insert(key, Frontend::new(view.index, backends, group, port.to_be(), 0));
+                let local = same_node::slots(&view);
+                let (total, here, slots) = (local.total_weight, local.local_weight, local.count());
+                let header = Frontend::new(view.index, backends, group, port.to_be(), 0, total, here, slots);
+                self.tables.frontends.insert(key, header);
+                self.write_backends(address, &local);
+                let published = Arc::make_mut(&mut self.tables.snapshot);
                 published.frontends.insert(address, view);
             }
             None => {
                 published.frontends.remove(&address);
+                self.write_backends(address, &Slots::default());
                 match host {
                     Some(host) => self.tables.frontends.insert(key, host),
                     None => self.tables.frontends.remove(&key),
@@ -162,7 +180,9 @@ impl Engine {
         if self.excluded_ranges().any(|range| range_key(*range) == key) {
             self.tables.cidrs.insert(key, CidrAction::PASS);
         } else if owner.is_some() && !self.is_excluded(address) {
-            self.tables.cidrs.insert(key, CidrAction::capture(group));
+            let is_carried = owner.is_some_and(|owner| self.is_carried(owner));
+            let action = if is_carried { CidrAction::carry(group) } else { CidrAction::capture(group) };
+            self.tables.cidrs.insert(key, action);
         } else {
             self.tables.cidrs.remove(&key);
         }
@@ -171,6 +191,7 @@ impl Engine {
                 self.tables.app_ports.insert(AppPortKey::new(address.into(), port.to_be()), mode);
             }
         }
+        self.refresh_datagram_ports(address);
         self.refresh_hosts_at(address);
     }
 
@@ -200,7 +221,7 @@ impl Engine {
         self.tables.snapshot.mesh.iter().flat_map(|mesh| &mesh.exclude)
     }
 
-    fn is_excluded(&self, address: IpAddr) -> bool {
+    pub(super) fn is_excluded(&self, address: IpAddr) -> bool {
         self.excluded_ranges().any(|range| range.contains(&address))
     }
 }
@@ -221,7 +242,7 @@ pub(super) fn target_port(workload: &Workload, target: &TargetPort) -> Option<u1
 }
 
 /// The policy group and port that all endpoints share; without that, group 0: only the proxy knows which one it picks.
-fn common_group(endpoints: &[Endpoint], groups: &SharedMap<ObjectName, Arc<PolicyGroup>>) -> (u32, u16) {
+pub(super) fn common_group(endpoints: &[Endpoint], groups: &SharedMap<ObjectName, Arc<PolicyGroup>>) -> (u32, u16) {
     let of = |endpoint: &Endpoint| {
         (groups.get(&endpoint.workload.name).map_or(0, |group| group.number), endpoint.address.port())
     };
@@ -234,16 +255,16 @@ pub(super) fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort>
     service.ports.iter().filter(|port| port.protocol == Protocol::Tcp)
 }
 
+pub(super) fn udp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
+    service.ports.iter().filter(|port| port.protocol == Protocol::Udp)
+}
+
 fn errno(error: DeniedError) -> u32 {
     let errno = match error {
         DeniedError::AccessDenied => capture::EACCES,
         DeniedError::ConnectionRefused => capture::ECONNREFUSED,
     };
     errno.unsigned_abs()
-}
-
-fn same_node(mesh: Option<&Arc<Mesh>>) -> SameNode {
-    mesh.map(|mesh| mesh.same_node).unwrap_or_default()
 }
 
 fn exclusions(mesh: Option<&Arc<Mesh>>) -> Vec<IpNet> {

@@ -149,6 +149,9 @@ impl Engine {
             for address in service.iter().flat_map(|service| compile::frontend_addresses(service)) {
                 self.refresh_frontend(address);
             }
+            if let Some(service) = service {
+                self.refresh_datagrams_of(&service);
+            }
         }
     }
 
@@ -284,7 +287,7 @@ fn scope(policy: &AuthorizationPolicy, workload: &Workload, services: &[&Arc<Ser
             PolicyTarget::Selector(_) => {}
             PolicyTarget::Service(name) => {
                 for service in services.iter().filter(|service| service.name.name() == &**name) {
-                    let targeted = compile::tcp_ports(service);
+                    let targeted = service.ports.iter();
                     ports
                         .get_or_insert_with(BTreeSet::new)
                         .extend(targeted.filter_map(|port| compile::target_port(workload, &port.target)));

@@ -150,7 +150,7 @@ impl Engine {
     pub(super) fn host_frontend(&self, address: SocketAddr) -> Option<Frontend> {
         let group = self.tables.snapshot.group_number(&self.host_at(address)?.name);
         let port = if group == 0 { 0 } else { address.port() };
-        Some(Frontend::new(0, 1, group, port.to_be(), 0))
+        Some(Frontend::new(0, 1, group, port.to_be(), 0, 0, 0, 0))
     }
 
     fn refresh_host_port(&mut self, address: SocketAddr) {

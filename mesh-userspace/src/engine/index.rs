@@ -156,7 +156,8 @@ fn places(policy: &AuthorizationPolicy) -> Vec<Place> {
 /// has it, whatever the order in which they came.
 #[derive(Debug)]
 pub(crate) struct Claims<K, V> {
-    claims: BTreeMap<K, BTreeMap<ObjectName, V>>,
+    /// By name; hardly ever more than one.
+    claims: BTreeMap<K, Vec<(ObjectName, V)>>,
 }
 
 impl<K, V> Default for Claims<K, V> {
@@ -167,12 +168,19 @@ impl<K, V> Default for Claims<K, V> {
 
 impl<K: Ord, V> Claims<K, V> {
     pub(crate) fn insert(&mut self, key: K, owner: ObjectName, value: V) {
-        self.claims.entry(key).or_default().insert(owner, value);
+        let owners = self.claims.entry(key).or_default();
+        match owners.binary_search_by(|(other, _)| other.cmp(&owner)) {
+            Ok(index) => owners[index].1 = value,
+            Err(index) => {
+                owners.reserve_exact(1);
+                owners.insert(index, (owner, value));
+            }
+        }
     }
 
     pub(crate) fn remove(&mut self, key: &K, owner: &ObjectName) {
         if let Some(owners) = self.claims.get_mut(key) {
-            owners.remove(owner);
+            owners.retain(|(other, _)| other != owner);
             if owners.is_empty() {
                 self.claims.remove(key);
             }
@@ -180,7 +188,7 @@ impl<K: Ord, V> Claims<K, V> {
     }
 
     pub(crate) fn winner(&self, key: &K) -> Option<&V> {
-        self.claims.get(key)?.values().next()
+        self.claims.get(key)?.first().map(|(_, value)| value)
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {

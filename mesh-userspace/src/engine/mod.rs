@@ -4,16 +4,21 @@
 //! the catalog's present contents alone, never on the way there.
 
 mod compile;
+mod datagram;
+mod dns;
 mod grouping;
 mod host;
 mod index;
 mod number;
 mod policy;
+mod same_node;
 mod shared_map;
 mod snapshot;
 mod tables;
 mod verdicts;
 
+#[cfg(test)]
+mod datagram_tests;
 #[cfg(test)]
 mod host_tests;
 #[cfg(test)]
@@ -37,6 +42,7 @@ pub use tables::{MapOp, Tables, diff};
 use crate::model::{
     Catalog, Node, NodeName, Object, ObjectKey, ObjectName, Service, TrafficPolicy, Update, Workload, WorkloadUid,
 };
+use datagram::Datagrams;
 use grouping::Grouping;
 use host::Hosts;
 use index::Claims;
@@ -49,14 +55,14 @@ use std::time::Instant;
 /// Compiles the catalog for one node, incrementally: an update costs what depends on it, not what there is.
 ///
 /// Rules of what becomes what:
-/// - A service's TCP ports become frontends at each of its virtual addresses; UDP ports are not captured.
+/// - A service's TCP ports become frontends at each of its virtual addresses; UDP ports: see [`datagram`].
 /// - A workload is an endpoint of a service of its namespace if its labels hold the whole selector, it is meshed
 ///   (`Disabled` ones are not: the mesh could not authenticate them), its weight is not 0, it is not terminating, it has the target port and
 ///   an address of the virtual address's family, and its node is known.
 /// - Where two services claim one address and port, two workloads one address, or two traffic policies one service, the
 ///   first by name has it.
 /// - A workload's policy group is made of its namespace's policies that name it as a target, or everyone. Through a
-///   service they hold only on the TCP ports that it targets; that an ALLOW policy is there denies the rest everywhere.
+///   service they hold only on the ports that it targets, of TCP and UDP alike; that an ALLOW policy is there denies the rest everywhere.
 /// - Addresses in `MeshConfig`'s excluded ranges are never captured, whoever owns them.
 #[derive(Debug)]
 pub struct Engine {
@@ -70,6 +76,7 @@ pub struct Engine {
     addresses: Claims<IpAddr, Arc<Workload>>,
     local: Claims<WorkloadUid, Arc<Workload>>,
     hosts: Hosts,
+    datagrams: Datagrams,
     /// By service.
     traffic: Claims<ObjectName, Arc<TrafficPolicy>>,
     /// Services to compile before the update at hand ends.
@@ -93,6 +100,7 @@ impl Engine {
             addresses: Claims::default(),
             local: Claims::default(),
             hosts: Hosts::default(),
+            datagrams: Datagrams::default(),
             traffic: Claims::default(),
             dirty: BTreeSet::new(),
             generation: 0,
@@ -230,6 +238,9 @@ impl Engine {
             return;
         }
         let is_new = old.is_none();
+        if let Some(new) = &new {
+            self.claim_datagrams(new);
+        }
         if let Some(old) = old {
             self.mark_policies_of(&old);
             self.selectors.remove_service(&old);
@@ -237,12 +248,15 @@ impl Engine {
                 self.frontends.remove(&address, name);
                 self.refresh_frontend(address);
             }
+            self.release_datagrams(&old);
+            self.refresh_datagram_ports_behind(&old);
         }
         if let Some(new) = new {
             if is_new {
                 self.numbers.acquire(name);
             }
             self.selectors.insert_service(&new);
+            self.refresh_datagram_ports_behind(&new);
             self.mark_policies_of(&new);
             self.dirty.insert(name.clone());
         } else {

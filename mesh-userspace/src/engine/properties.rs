@@ -3,10 +3,10 @@
 use super::replay::Kernel;
 use super::tests::{labels, mesh, name, node, service, workload};
 use super::*;
-use crate::model::{Mode, Protocol, ServicePort, TargetPort};
+use crate::model::{Mesh, Mode, Protocol, SameNode, ServicePort, TargetPort};
 use ipnet::IpNet;
 use mesh_common::Ip;
-use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP};
+use mesh_common::service::{AppPort, AppPortKey, Backend, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,13 +32,21 @@ fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
     let hosts = naive_hosts(node, catalog, &owners, &mut maps);
     for (address, workload) in &owners {
         if !excluded(address) {
-            maps.cidrs.insert((128, CidrKey::new((*address).into())), CidrAction::CAPTURE);
+            let in_tunnel = catalog.mesh.as_ref().is_some_and(|mesh| mesh.same_node == SameNode::Tunnel);
+            let carried = workload.node == *node && workload.netns.is_some() && !in_tunnel;
+            let action = if carried { CidrAction::carry(0) } else { CidrAction::CAPTURE };
+            maps.cidrs.insert((128, CidrKey::new((*address).into())), action);
         }
         if workload.node == *node && workload.netns.is_some() {
             maps.app_ports.insert(AppPortKey::new((*address).into(), 0), AppPort::new(workload.mode as u32, 0));
             for (port, mode) in &workload.port_modes {
                 let key = AppPortKey::new((*address).into(), port.to_be());
                 maps.app_ports.insert(key, AppPort::new(*mode as u32, 0));
+            }
+            for port in naive_datagram_ports(catalog, workload) {
+                let mode = workload.port_modes.get(&port).copied().unwrap_or(workload.mode);
+                let key = AppPortKey::datagram((*address).into(), port.to_be());
+                maps.app_ports.insert(key, AppPort::new(mode as u32, 0));
             }
         }
     }
@@ -74,7 +82,26 @@ fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
                     && catalog.nodes.contains_key(&w.node)
                     && owns.is_some_and(|address| owner_of(address).is_some_and(|owner| owner.name == w.name))
             });
-            let endpoints: Vec<String> = usable.map(|w| w.name.to_string()).collect();
+            let usable: Vec<_> = usable.collect();
+            let in_tunnel = catalog.mesh.as_ref().is_some_and(|mesh| mesh.same_node == SameNode::Tunnel);
+            let here = usable.iter().filter(|w| !in_tunnel && w.node == *node && w.netns.is_some());
+            let here = here.map(|w| {
+                let address = w.addresses.iter().find(|address| address.is_ipv4() == vip.is_ipv4()).unwrap();
+                let target = match &port.target {
+                    TargetPort::Number(number) => *number,
+                    TargetPort::Name(port) => w.ports[port],
+                };
+                (SocketAddr::new(*address, target), w.weight)
+            });
+            let here: Vec<_> = here.collect();
+            if here.is_empty() {
+                // Another service may have had the address before this one.
+                maps.backends.remove(&SocketAddr::new(*vip, port.port));
+            } else {
+                let total = usable.iter().map(|w| w.weight).sum();
+                maps.backends.insert(SocketAddr::new(*vip, port.port), (total, here));
+            }
+            let endpoints: Vec<String> = usable.iter().map(|w| w.name.to_string()).collect();
             maps.frontends.insert(SocketAddr::new(*vip, port.port), (service.name.to_string(), endpoints));
         }
     }
@@ -89,6 +116,23 @@ fn naive(node: &NodeName, catalog: &Catalog) -> Maps {
         }
     }
     maps
+}
+
+/// The UDP ports of a workload that services lead to.
+fn naive_datagram_ports(catalog: &Catalog, workload: &Workload) -> BTreeSet<u16> {
+    let selects = |service: &&Arc<Service>| {
+        !service.selector.is_empty()
+            && service.name.namespace() == workload.name.namespace()
+            && service.selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+    };
+    let udp = catalog.services.values().filter(selects).flat_map(|service| &service.ports);
+    udp.filter(|port| port.protocol == Protocol::Udp)
+        .map(|port| match &port.target {
+            TargetPort::Number(number) => *number,
+            TargetPort::Name(name) => workload.ports.get(name).copied().unwrap_or(0),
+        })
+        .filter(|port| *port != 0)
+        .collect()
 }
 
 /// Who has which declared port of which node's address, and what guards them on this node.
@@ -135,6 +179,8 @@ struct Maps {
     /// Captured as declared ports.
     hosts: BTreeSet<SocketAddr>,
     frontends: BTreeMap<SocketAddr, (String, Vec<String>)>,
+    /// What the kernel draws from: the total weight, and each endpoint's here.
+    backends: BTreeMap<SocketAddr, (u32, Vec<(SocketAddr, u32)>)>,
     cidrs: BTreeMap<(u32, CidrKey), CidrAction>,
     app_ports: BTreeMap<AppPortKey, AppPort>,
     local: BTreeMap<WorkloadUid, ObjectName>,
@@ -150,11 +196,31 @@ impl From<&Tables> for Maps {
         Self {
             hosts: hosts.map(|(key, _)| SocketAddr::new(key.addr().into(), u16::from_be(key.port_be()))).collect(),
             frontends: tables.snapshot.frontends.iter().map(|(address, v)| (*address, view(v))).collect(),
+            backends: drawn_from(tables),
             cidrs: tables.cidrs.iter().map(|(key, value)| (*key, *value)).collect(),
             app_ports: tables.app_ports.iter().map(|(key, value)| (*key, *value)).collect(),
             local: tables.local.iter().map(|(uid, workload)| (uid.clone(), workload.name.clone())).collect(),
         }
     }
+}
+
+fn drawn_from(tables: &Tables) -> BTreeMap<SocketAddr, (u32, Vec<(SocketAddr, u32)>)> {
+    let mut drawn = BTreeMap::new();
+    for (key, header) in tables.frontends.iter().filter(|(_, header)| header.local_slots() > 0) {
+        let mut before = 0;
+        let slots = (1..=header.local_slots()).map(|slot| {
+            let key = FrontendKey::new(key.addr(), key.port_be(), PROTO_TCP, slot);
+            let backend = tables.backends.get(&key).expect("a slot that its header counts");
+            let weight = backend.cumulative() - std::mem::replace(&mut before, backend.cumulative());
+            (SocketAddr::from(backend.endpoint()), weight)
+        });
+        let slots: Vec<_> = slots.collect();
+        assert_eq!(before, header.local_weight());
+        drawn.insert(SocketAddr::new(key.addr().into(), u16::from_be(key.port_be())), (header.total_weight(), slots));
+    }
+    let slots: usize = drawn.values().map(|(_, slots)| slots.len()).sum();
+    assert_eq!(tables.backends.iter().count(), slots, "no slot is left that no header counts");
+    drawn
 }
 
 fn any_workload() -> impl Strategy<Value = Workload> {
@@ -213,7 +279,9 @@ pub(super) fn any_update() -> impl Strategy<Value = Update> {
         8 => any_workload().prop_map(|w| Update::Upsert(Object::Workload(Arc::new(w)))),
         4 => any_service().prop_map(|s| Update::Upsert(Object::Service(Arc::new(s)))),
         2 => (0..3u8).prop_map(|n| Update::Upsert(Object::Node(Arc::new(node(&format!("n{n}")))))),
-        1 => exclude.prop_map(|ranges| Update::Upsert(Object::Mesh(Arc::new(mesh(&ranges))))),
+        1 => (exclude, prop::sample::select(vec![SameNode::Kernel, SameNode::Tunnel])).prop_map(|(ranges, same_node)| {
+            Update::Upsert(Object::Mesh(Arc::new(Mesh { same_node, ..mesh(&ranges) })))
+        }),
         3 => (0..5u8).prop_map(|n| Update::Remove(ObjectKey::Workload(name(&format!("w{n}"))))),
         2 => (0..4u8).prop_map(|n| Update::Remove(ObjectKey::Service(name(&format!("s{n}"))))),
         1 => (0..3u8).prop_map(|n| Update::Remove(ObjectKey::Node(NodeName::parse(&format!("n{n}")).unwrap()))),
@@ -307,7 +375,7 @@ proptest! {
             }
             // A local workload's address is never captured without its guard.
             for (key, _) in new.app_ports.iter().filter(|(key, _)| key.port_be() == 0) {
-                let captured = kernel.cidrs.get(&(128, CidrKey::new(key.addr()))) == Some(&CidrAction::CAPTURE);
+                let captured = kernel.cidrs.get(&(128, CidrKey::new(key.addr()))).is_some_and(CidrAction::is_meshed);
                 let was_captured = old.cidrs.contains_key(&(128, CidrKey::new(key.addr())));
                 prop_assert!(!captured || was_captured || kernel.app_ports.contains_key(key));
             }
@@ -320,9 +388,9 @@ fn a_frontends_header_never_counts_slots_that_are_not_there() {
     let with_slots = |backends: u32| {
         let mut tables = Tables::default();
         let key = |slot| FrontendKey::new(Ip::from_v4([10, 96, 0, 1]), 80u16.to_be(), PROTO_TCP, slot);
-        tables.frontends.insert(key(0), Frontend::new(1, backends, 0, 0, 0));
+        tables.frontends.insert(key(0), Frontend::new(1, backends, 0, 0, 0, backends, backends, backends));
         for slot in 1..=backends {
-            tables.frontends.insert(key(slot), Frontend::new(1, 0, slot, 0, 0));
+            tables.backends.insert(key(slot), Backend::new(Ip::UNSPECIFIED, 0, 0, slot));
         }
         tables
     };
@@ -332,8 +400,8 @@ fn a_frontends_header_never_counts_slots_that_are_not_there() {
         for op in diff(old, new) {
             kernel.apply(op);
             let header = kernel.frontends.iter().find(|(key, _)| key.slot() == 0);
-            let slots = kernel.frontends.keys().filter(|key| key.slot() != 0).count();
-            assert!(header.is_none_or(|(_, header)| header.backends() as usize <= slots));
+            let slots = kernel.backends.len();
+            assert!(header.is_none_or(|(_, header)| header.local_slots() as usize <= slots));
         }
         assert_eq!(kernel, Kernel::of(new));
     }

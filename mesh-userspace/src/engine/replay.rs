@@ -1,18 +1,22 @@
 //! The kernel's tables as plain maps: operations are replayed on them, and asked as the programs ask them.
 
 use super::{MapOp, Tables};
-use mesh_common::Ip;
 use mesh_common::policy::source::{AUTHENTICATED, EVERYONE};
 use mesh_common::policy::{self, Arrival, Decision, Matched, Mode, VerdictKey};
-use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, RangeKey};
+use mesh_common::service::{
+    AppPort, AppPortKey, Backend, CidrAction, CidrKey, DatagramFrontend, Frontend, FrontendKey, PROTO_TCP, RangeKey,
+};
+use mesh_common::{Endpoint, Ip};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Kernel {
     pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
+    pub(super) backends: BTreeMap<FrontendKey, Backend>,
     pub(super) cidrs: BTreeMap<(u32, CidrKey), CidrAction>,
     pub(super) app_ports: BTreeMap<AppPortKey, AppPort>,
+    pub(super) datagrams: BTreeMap<Endpoint, DatagramFrontend>,
     pub(super) verdicts: BTreeMap<VerdictKey, Matched>,
     pub(super) ranges: BTreeMap<(u32, RangeKey), u32>,
     denied_errno: u32,
@@ -22,8 +26,10 @@ impl Kernel {
     pub(super) fn of(tables: &Tables) -> Self {
         Self {
             frontends: tables.frontends.iter().map(|(key, value)| (*key, *value)).collect(),
+            backends: tables.backends.iter().map(|(key, value)| (*key, *value)).collect(),
             cidrs: tables.cidrs.iter().map(|(key, value)| (*key, *value)).collect(),
             app_ports: tables.app_ports.iter().map(|(key, value)| (*key, *value)).collect(),
+            datagrams: tables.datagrams.iter().map(|(key, value)| (*key, *value)).collect(),
             verdicts: tables.verdicts.iter().map(|(key, value)| (*key, *value)).collect(),
             ranges: tables.ranges.iter().map(|(key, value)| (*key, *value)).collect(),
             denied_errno: tables.denied_errno,
@@ -36,9 +42,13 @@ impl Kernel {
             MapOp::SetAppPort(key, value) => assert_ne!(self.app_ports.insert(key, value), Some(value)),
             MapOp::SetCidr(length, key, value) => assert_ne!(self.cidrs.insert((length, key), value), Some(value)),
             MapOp::SetFrontend(key, value) => assert_ne!(self.frontends.insert(key, value), Some(value)),
+            MapOp::SetBackend(key, value) => assert_ne!(self.backends.insert(key, value), Some(value)),
+            MapOp::RemoveBackend(key) => assert!(self.backends.remove(&key).is_some()),
             MapOp::SetVerdict(key, value) => assert_ne!(self.verdicts.insert(key, value), Some(value)),
             MapOp::SetRange(length, key, class) => assert_ne!(self.ranges.insert((length, key), class), Some(class)),
             MapOp::SetDeniedErrno(errno) => assert_ne!(std::mem::replace(&mut self.denied_errno, errno), errno),
+            MapOp::SetDatagram(key, value) => assert_ne!(self.datagrams.insert(key, value), Some(value)),
+            MapOp::RemoveDatagram(key) => assert!(self.datagrams.remove(&key).is_some()),
             MapOp::RemoveFrontend(key) => assert!(self.frontends.remove(&key).is_some()),
             MapOp::RemoveCidr(length, key) => assert!(self.cidrs.remove(&(length, key)).is_some()),
             MapOp::RemoveAppPort(key) => assert!(self.app_ports.remove(&key).is_some()),
@@ -85,7 +95,7 @@ impl Kernel {
             Some(frontend) => (frontend.group(), u16::from_be(frontend.target_port_be())),
             None => {
                 let action = self.cidrs.get(&(128, CidrKey::new(to.ip().into())))?;
-                (action.action() == CidrAction::CAPTURE.action()).then_some((action.group(), to.port()))?
+                action.is_meshed().then_some((action.group(), to.port()))?
             }
         };
         let matched = self.authenticated(group, identity, from, port);

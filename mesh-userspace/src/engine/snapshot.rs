@@ -1,5 +1,6 @@
 //! What the proxy reads: one consistent, immutable picture of the mesh.
 
+use super::datagram::DatagramViews;
 use super::host::HostViews;
 use super::{PolicyGroup, SharedMap};
 use crate::model::{
@@ -60,6 +61,7 @@ pub struct Snapshot {
     pub(super) frontends: SharedMap<SocketAddr, Arc<FrontendView>>,
     pub(super) addresses: SharedMap<IpAddr, Arc<Workload>>,
     pub(super) hosts: HostViews,
+    pub(super) datagrams: DatagramViews,
     /// Of workloads that are in another group than the default one.
     pub(super) groups: SharedMap<ObjectName, Arc<PolicyGroup>>,
     /// By number, for what the kernel reports.
@@ -144,6 +146,12 @@ impl Snapshot {
     #[must_use]
     pub fn identity(&self, number: u32) -> Option<&SpiffeId> {
         self.identities_by_number.get(&number)
+    }
+
+    /// The identities of this node's workloads, by their numbers in the kernel's tables.
+    #[must_use]
+    pub fn identities(&self) -> &SharedMap<SpiffeId, u32> {
+        &self.identities
     }
 
     /// Every node, meshed or not, in no useful order.

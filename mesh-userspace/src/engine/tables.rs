@@ -2,9 +2,12 @@
 
 use super::{SharedMap, Snapshot};
 use crate::model::{Workload, WorkloadUid};
+use mesh_common::addr::Endpoint;
 use mesh_common::policy::source::EVERYONE;
 use mesh_common::policy::{Matched, VerdictKey};
-use mesh_common::service::{AppPort, AppPortKey, CidrAction, CidrKey, Frontend, FrontendKey, RangeKey};
+use mesh_common::service::{
+    AppPort, AppPortKey, Backend, CidrAction, CidrKey, DatagramFrontend, Frontend, FrontendKey, RangeKey,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -13,9 +16,13 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     pub frontends: SharedMap<FrontendKey, Frontend>,
+    /// What the kernel itself may pick: the endpoints on this node, in slots from 1 on.
+    pub backends: SharedMap<FrontendKey, Backend>,
     /// Key: prefix length within 128 bits (IPv4: 96 + n), and the network address.
     pub cidrs: SharedMap<(u32, CidrKey), CidrAction>,
     pub app_ports: SharedMap<AppPortKey, AppPort>,
+    /// UDP frontends, by address and port.
+    pub datagrams: SharedMap<Endpoint, DatagramFrontend>,
     pub verdicts: SharedMap<VerdictKey, Matched>,
     /// Key: prefix length within 160 bits (IPv4: 128 + n), the group's number and the network address.
     pub ranges: SharedMap<(u32, RangeKey), u32>,
@@ -34,8 +41,12 @@ pub enum MapOp {
     SetDeniedErrno(u32),
     SetAppPort(AppPortKey, AppPort),
     SetCidr(u32, CidrKey, CidrAction),
+    SetBackend(FrontendKey, Backend),
     SetFrontend(FrontendKey, Frontend),
+    SetDatagram(Endpoint, DatagramFrontend),
+    RemoveDatagram(Endpoint),
     RemoveFrontend(FrontendKey),
+    RemoveBackend(FrontendKey),
     RemoveCidr(u32, CidrKey),
     RemoveAppPort(AppPortKey),
     RemoveVerdict(VerdictKey),
@@ -57,11 +68,9 @@ pub(crate) fn is_group_header(key: &VerdictKey) -> bool {
 pub fn diff(old: &Tables, new: &Tables) -> Vec<MapOp> {
     let (app_ports_set, app_ports_removed) = new.app_ports.changes_since(&old.app_ports);
     let (cidrs_set, cidrs_removed) = new.cidrs.changes_since(&old.cidrs);
-    let (mut frontends_set, mut frontends_removed) = new.frontends.changes_since(&old.frontends);
-    // Headers (slot 0) go last when a frontend grows. When it shrinks they are rewritten by the sets, which all come
-    // before the removals; when it goes as a whole its header goes first.
-    frontends_set.sort_by_key(|(key, _)| key.slot() == 0);
-    frontends_removed.sort_by_key(|key| key.slot() != 0);
+    let (frontends_set, frontends_removed) = new.frontends.changes_since(&old.frontends);
+    let (backends_set, backends_removed) = new.backends.changes_since(&old.backends);
+    let (datagrams_set, datagrams_removed) = new.datagrams.changes_since(&old.datagrams);
     let (mut verdicts_set, mut verdicts_removed) = new.verdicts.changes_since(&old.verdicts);
     let (ranges_set, ranges_removed) = new.ranges.changes_since(&old.ranges);
     verdicts_set.sort_by_key(|(key, _)| is_group_header(key));
@@ -73,8 +82,12 @@ pub fn diff(old: &Tables, new: &Tables) -> Vec<MapOp> {
     ops.extend((old.denied_errno != new.denied_errno).then_some(MapOp::SetDeniedErrno(new.denied_errno)));
     ops.extend(app_ports_set.into_iter().map(|(key, value)| MapOp::SetAppPort(*key, *value)));
     ops.extend(cidrs_set.into_iter().map(|((length, key), value)| MapOp::SetCidr(*length, *key, *value)));
+    ops.extend(backends_set.into_iter().map(|(key, value)| MapOp::SetBackend(*key, *value)));
     ops.extend(frontends_set.into_iter().map(|(key, value)| MapOp::SetFrontend(*key, *value)));
+    ops.extend(datagrams_set.into_iter().map(|(key, value)| MapOp::SetDatagram(*key, *value)));
+    ops.extend(datagrams_removed.into_iter().map(|key| MapOp::RemoveDatagram(*key)));
     ops.extend(frontends_removed.into_iter().map(|key| MapOp::RemoveFrontend(*key)));
+    ops.extend(backends_removed.into_iter().map(|key| MapOp::RemoveBackend(*key)));
     ops.extend(cidrs_removed.into_iter().map(|(length, key)| MapOp::RemoveCidr(*length, *key)));
     ops.extend(app_ports_removed.into_iter().map(|key| MapOp::RemoveAppPort(*key)));
     ops.extend(verdicts_removed.into_iter().map(|key| MapOp::RemoveVerdict(*key)));

@@ -26,6 +26,7 @@ pub(super) fn mesh(exclude: &[&str]) -> Mesh {
         default_action: DefaultAction::Allow,
         denied_error: DeniedError::AccessDenied,
         same_node: SameNode::Kernel,
+        dns: None,
     }
 }
 
@@ -70,7 +71,7 @@ fn frontend_key(address: &str) -> FrontendKey {
 }
 
 /// An engine on node `n1` that knows nodes n1 and n2.
-fn engine_with(objects: Vec<Object>) -> Engine {
+pub(super) fn engine_with(objects: Vec<Object>) -> Engine {
     let mut engine = Engine::new(NodeName::parse("n1").unwrap());
     for object in [Object::Node(Arc::new(node("n1"))), Object::Node(Arc::new(node("n2")))].into_iter().chain(objects) {
         engine.handle_update(Update::Upsert(object), Instant::now());
@@ -78,7 +79,7 @@ fn engine_with(objects: Vec<Object>) -> Engine {
     engine
 }
 
-fn upsert_workload(engine: &mut Engine, workload: Workload) {
+pub(super) fn upsert_workload(engine: &mut Engine, workload: Workload) {
     engine.handle_update(Update::Upsert(Object::Workload(Arc::new(workload))), Instant::now());
 }
 
@@ -104,8 +105,11 @@ fn a_service_leads_to_the_workloads_it_selects_in_both_families() {
     assert_ne!(v4.index, 0);
     assert_eq!(
         engine.desired().cidrs.get(&(128, CidrKey::new(Ip::from_v4([10, 0, 1, 2])))),
-        Some(&CidrAction::CAPTURE)
+        Some(&CidrAction::carry(0)),
+        "a workload of this node"
     );
+    let elsewhere = (128, CidrKey::new(Ip::from_v4([10, 0, 2, 2])));
+    assert_eq!(engine.desired().cidrs.get(&elsewhere), Some(&CidrAction::CAPTURE));
 }
 
 type Spoil = fn(&mut Workload);
@@ -246,8 +250,8 @@ fn one_endpoint_among_many_services_touches_only_its_own() {
 
     let ops = diff(&before, engine.desired());
     assert!(
-        matches!(ops.as_slice(), [MapOp::SetFrontend(key, header)]
-        if *key == frontend_key("10.96.0.7:80") && header.backends() == 0),
+        matches!(ops.as_slice(), [MapOp::SetFrontend(key, header), MapOp::RemoveBackend(slot)]
+        if *key == frontend_key("10.96.0.7:80") && header.backends() == 0 && slot.addr() == key.addr()),
         "{ops:?}"
     );
     // Untouched views are the very same allocation: nothing else was compiled again.
@@ -264,4 +268,36 @@ fn the_caller_learns_when_the_last_update_came() {
     let now = Instant::now();
     engine.handle_update(Update::Snapshot(Catalog::default()), now);
     assert_eq!((engine.generation(), engine.updated_at()), (1, Some(now)));
+}
+
+#[test]
+fn the_meshs_own_dns_is_a_frontend_that_no_service_takes() {
+    let with_dns = |exclude: &[&str]| Mesh {
+        dns: Some(Arc::new(crate::model::Dns {
+            domain: "cluster.local".into(),
+            addresses: vec!["10.96.0.10".parse().unwrap()],
+            upstream: Vec::new(),
+        })),
+        ..mesh(exclude)
+    };
+    let mut claimant = service("dns", &["10.96.0.10"], TargetPort::Number(53));
+    claimant.ports[0].port = crate::model::DNS_PORT;
+    let mut engine = engine_with(vec![
+        Object::Mesh(Arc::new(with_dns(&[]))),
+        Object::Node(Arc::new(node("n1"))),
+        Object::Service(Arc::new(claimant)),
+    ]);
+    let key = frontend_key("10.96.0.10:53");
+    let frontend =
+        |engine: &Engine| engine.desired().frontends.get(&key).map(|found| (found.service(), found.backends()));
+    assert_eq!(frontend(&engine), Some((0, 1)));
+    assert!(engine.desired().snapshot.frontends().is_empty());
+    engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(with_dns(&["10.96.0.0/24"])))), Instant::now());
+    assert_eq!(frontend(&engine), None);
+    engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(with_dns(&[])))), Instant::now());
+    assert_eq!(frontend(&engine), Some((0, 1)));
+    // Who was there all the while inherits it.
+    engine.handle_update(Update::Upsert(Object::Mesh(Arc::new(mesh(&[])))), Instant::now());
+    assert_eq!(frontend(&engine), Some((1, 0)));
+    assert_eq!(engine.desired().snapshot.frontends().len(), 1);
 }

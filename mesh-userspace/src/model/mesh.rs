@@ -2,7 +2,7 @@
 
 use super::{DefaultAction, DeniedError, Mode, NodeName, SameNode, TrustDomain};
 use ipnet::IpNet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// How streams travel between nodes.
@@ -29,6 +29,31 @@ pub struct Mesh {
     pub denied_error: DeniedError,
     /// How traffic within one node travels, for services that do not say.
     pub same_node: SameNode,
+    /// The mesh's own DNS, if it has one.
+    pub dns: Option<Arc<Dns>>,
+}
+
+impl Mesh {
+    /// Whether queries that are sent to this address are for the mesh's own DNS.
+    #[must_use]
+    pub fn answers_dns_at(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        address.port() == DNS_PORT && self.dns.iter().any(|dns| dns.addresses.contains(&ip))
+    }
+}
+
+/// Where the mesh's own DNS is asked.
+pub const DNS_PORT: u16 = 53;
+
+/// The mesh's own DNS: names of services for workloads whose resolver it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dns {
+    /// Services are `<name>.<namespace>.svc.<domain>`.
+    pub domain: Arc<str>,
+    /// Virtual addresses at which workloads ask, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// Who is asked about every other name, in this order.
+    pub upstream: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ mod traffic;
 mod update;
 mod workload;
 
-pub use mesh::{Mesh, Node, TransportChoice};
+pub use mesh::{DNS_PORT, Dns, Mesh, Node, TransportChoice};
 pub use name::{InvalidName, NodeName, ObjectName};
 pub use node_id::NodeId;
 pub use policy::{

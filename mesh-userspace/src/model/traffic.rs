@@ -45,6 +45,20 @@ pub enum Algorithm {
     Maglev,
 }
 
+impl Algorithm {
+    /// As catalogs write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Random => "Random",
+            Self::RoundRobin => "RoundRobin",
+            Self::LeastConnections => "LeastConnections",
+            Self::PeakEwma => "PeakEWMA",
+            Self::Maglev => "Maglev",
+        }
+    }
+}
+
 /// Whether the connections of one caller stay together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Affinity {
@@ -64,6 +78,18 @@ pub enum Prefer {
     SameNode,
 }
 
+impl Prefer {
+    /// As catalogs write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nobody => "None",
+            Self::SameZone => "SameZone",
+            Self::SameNode => "SameNode",
+        }
+    }
+}
+
 /// How traffic between two workloads of one node travels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SameNode {
@@ -72,6 +98,17 @@ pub enum SameNode {
     Kernel,
     /// As between nodes.
     Tunnel,
+}
+
+impl SameNode {
+    /// As catalogs write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "Kernel",
+            Self::Tunnel => "Tunnel",
+        }
+    }
 }
 
 /// Other endpoints are tried while no byte of the application has been consumed.
@@ -220,5 +257,9 @@ impl Traffic {
             && self.affinity == Affinity::None
             && self.limits == Limits::default()
             && self.slow_start.is_zero()
+            // The kernel knows no probes' findings and keeps no time.
+            && self.health_check.is_none()
+            && self.connect_timeout.is_none()
+            && self.idle_timeout.is_none()
     }
 }

@@ -5,12 +5,17 @@
 //! own makes all of them, and the sockets are used anywhere afterwards. Namespaces are opened once by path and entered
 //! by descriptor: a path that is replaced meanwhile does not matter, and no mount is touched.
 
+mod alias;
+mod datagram;
 mod diag;
+mod dump;
 mod netlink;
 mod routing;
 mod socket;
 mod thread;
 
+pub use alias::AliasRange;
+pub use datagram::{CaptureSocket, Captured, LONGEST, receive_from_application};
 pub use diag::{Parting, SocketTable, Tcp, TcpState};
 pub use routing::{MARK, TABLE};
 pub use thread::{Namespace, Namespaces};

@@ -1,4 +1,4 @@
-//! The four rtnetlink requests that are needed, one at a time and acknowledged.
+//! The rtnetlink requests that are needed, one at a time and acknowledged.
 
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
@@ -6,6 +6,7 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ const NLM_F_ACK: u16 = 0x4;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 /// Length of `struct nlmsghdr`.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
@@ -27,7 +28,7 @@ const RTM_DELRULE: u16 = 33;
 
 const RTA_OIF: u16 = 4;
 const RTA_TABLE: u16 = 15;
-const RTN_LOCAL: u8 = 2;
+pub(super) const RTN_LOCAL: u8 = 2;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_HOST: u8 = 254;
 /// The loopback link has this index in every namespace.
@@ -54,7 +55,11 @@ pub(super) enum Family {
 }
 
 impl Family {
-    fn number(self) -> u8 {
+    pub(super) fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    pub(super) fn number(self) -> u8 {
         let family = match self {
             Self::V4 => libc::AF_INET,
             Self::V6 => libc::AF_INET6,
@@ -80,7 +85,7 @@ pub(super) struct LocalDefault {
 }
 
 /// A connection to the routing of the namespace that the calling thread is in.
-pub(super) struct Netlink(OwnedFd);
+pub(super) struct Netlink(pub(super) OwnedFd);
 
 impl Netlink {
     pub(super) fn open() -> io::Result<Self> {
@@ -100,7 +105,7 @@ impl Netlink {
         self.request(&encode_local_default(kind, change, family, route))
     }
 
-    fn request(&self, message: &[u8]) -> io::Result<()> {
+    pub(super) fn request(&self, message: &[u8]) -> io::Result<()> {
         let kernel = SocketAddrNetlink::new(0, 0);
         sendto(&self.0, message, SendFlags::empty(), &kernel)?;
         // An error's answer repeats the request.
@@ -132,7 +137,7 @@ fn encode_local_default(kind: u16, change: Change, family: Family, route: LocalD
     encode(kind, change, &header, &attributes)
 }
 
-fn encode(kind: u16, change: Change, header: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
+pub(super) fn encode(kind: u16, change: Change, header: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
     let mut flags = NLM_F_REQUEST | NLM_F_ACK;
     if change == Change::Add {
         flags |= NLM_F_CREATE | NLM_F_EXCL;

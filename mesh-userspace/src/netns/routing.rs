@@ -4,6 +4,7 @@
 //! The daemon's packets carry [`MARK`]. With `net.ipv4.tcp_fwmark_accept` the application's accepted socket takes the
 //! mark of the connection request (IPv6 too); a rule sends what is marked to [`TABLE`], where every address is local.
 
+use super::alias;
 use super::netlink::{Change, Family, LocalDefault, Netlink, Rule};
 use std::io;
 
@@ -14,7 +15,7 @@ pub const TABLE: u32 = 1337;
 
 /// Marks rules and routes as ours (`proto` in iproute2), so that those of a killed predecessor are known too, and
 /// nothing else is ever removed. Not one of the kernel's or a routing daemon's numbers.
-const TAG: u8 = 139;
+pub(super) const TAG: u8 = 139;
 /// Before the main table's rule and what network plugins add, after the local table's.
 const RULE: Rule = Rule { priority: 100, mark: MARK, table: TABLE, tag: TAG };
 const ROUTE: LocalDefault = LocalDefault { table: TABLE, tag: TAG };
@@ -79,6 +80,7 @@ pub(super) fn prepare() -> io::Result<Sysctls> {
 pub(super) fn restore(sysctls: Sysctls) -> io::Result<()> {
     let netlink = Netlink::open().map_err(|error| explain(&error, "cannot open netlink"))?;
     // The reverse order: the rule that tells of us goes last.
+    alias::remove_all(&netlink)?;
     remove(Family::V6, "route", || netlink.local_default(Change::Remove, Family::V6, ROUTE))?;
     remove(Family::V6, "rule", || netlink.rule(Change::Remove, Family::V6, RULE))?;
     let was_prepared = remove(Family::V4, "route", || netlink.local_default(Change::Remove, Family::V4, ROUTE))?;
@@ -118,7 +120,7 @@ fn remove(family: Family, what: &str, request: impl FnOnce() -> io::Result<()>) 
 }
 
 /// A kernel without IPv6, or a namespace in which it is disabled (EACCES for routes): there is nothing to route then.
-fn lacks_ipv6(error: &io::Error) -> bool {
+pub(super) fn lacks_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EACCES))
 }
 
@@ -137,6 +139,6 @@ impl Setting {
     }
 }
 
-fn explain(error: &io::Error, what: &str) -> io::Error {
+pub(super) fn explain(error: &io::Error, what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }

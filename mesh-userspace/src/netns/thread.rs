@@ -1,5 +1,7 @@
 //! The one thread that changes namespaces.
 
+use super::alias::{self, AliasRange};
+use super::datagram::{self, CaptureSocket};
 use super::diag::SocketTable;
 use super::routing::{self, Sysctls};
 use super::socket;
@@ -8,7 +10,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::Socket;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -165,6 +167,53 @@ impl Namespaces {
     pub async fn dial_socket(&self, namespace: &Namespace, source: SocketAddr, mark: u32) -> io::Result<Socket> {
         let file = namespace.file.clone();
         self.run(move |home| home.inside(&file, || socket::dial(source, mark))).await
+    }
+
+    /// Makes exactly these ranges of addresses local to the namespace, in place of those that this or an earlier daemon
+    /// made; [`Self::restore`] removes them.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn alias(&self, namespace: &Namespace, ranges: Vec<AliasRange>) -> io::Result<()> {
+        let (file, cookie) = (namespace.file.clone(), namespace.cookie);
+        self.run(move |home| {
+            home.refuse_own(&file, cookie)?;
+            home.inside(&file, || alias::set(&ranges))
+        })
+        .await
+    }
+
+    /// A socket inside the namespace that datagrams to any alias of the family and this port arrive at. Must be called
+    /// inside a tokio runtime.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub async fn capture_datagrams(
+        &self,
+        namespace: &Namespace,
+        is_ipv4: bool,
+        port: u16,
+        mark: u32,
+    ) -> io::Result<CaptureSocket> {
+        let file = namespace.file.clone();
+        let socket = self.run(move |home| home.inside(&file, || datagram::capture(is_ipv4, port, mark))).await?;
+        CaptureSocket::new(socket)
+    }
+
+    /// A socket inside the namespace that speaks from an alias, and a port of its own there, to an application; not
+    /// blocking.
+    ///
+    /// # Errors
+    /// `AddrInUse` if no port is left.
+    pub async fn deliver_datagrams(
+        &self,
+        namespace: &Namespace,
+        alias: IpAddr,
+        application: SocketAddr,
+        mark: u32,
+    ) -> io::Result<UdpSocket> {
+        let file = namespace.file.clone();
+        self.run(move |home| home.inside(&file, || datagram::deliver(alias, application, mark))).await
     }
 
     /// The namespace's TCP sockets, to look at and to end. It stays with that namespace wherever it is used.

@@ -42,6 +42,15 @@ struct State {
     told_unhealthy: Vec<(EndpointId, Instant)>,
 }
 
+/// Which endpoints there is a choice of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Among<'a> {
+    /// All but those at which the connection has failed.
+    Untried(&'a [EndpointId]),
+    /// Those of other nodes: the kernel has chosen against this one.
+    Elsewhere,
+}
+
 /// An endpoint for one connection.
 pub(super) struct Picked {
     pub(super) service: Arc<Service>,
@@ -67,7 +76,7 @@ impl Balancers {
         snapshots: &ArcSwap<Snapshot>,
         destination: SocketAddr,
         caller: IpAddr,
-        tried: &[EndpointId],
+        among: Among<'_>,
     ) -> Option<Result<Picked, Exhausted>> {
         let balancer = self.balancer(snapshots, destination)?;
         let now = Instant::now();
@@ -75,7 +84,10 @@ impl Balancers {
         let snapshot = snapshots.load();
         let frontend = snapshot.frontend(destination)?;
         state.refresh(frontend, now);
-        let picked = state.group.pick(caller, tried, rand::random(), now);
+        let picked = match among {
+            Among::Untried(tried) => state.group.pick(caller, tried, rand::random(), now),
+            Among::Elsewhere => state.group.pick_elsewhere(caller, rand::random(), now),
+        };
         drop(state);
         Some(picked.map(|pick| Picked {
             service: frontend.service.clone(),

@@ -61,6 +61,7 @@ pub(super) fn catalog() -> Catalog {
         default_action: DefaultAction::Allow,
         denied_error: DeniedError::AccessDenied,
         same_node: SameNode::Kernel,
+        dns: None,
     };
     let node = |called: &str| {
         let name = NodeName::parse(called).unwrap();

@@ -6,9 +6,9 @@ use super::relay::{Carried, Progress, relay, reset_on_close};
 use super::report::Parties;
 use super::session::{Edge, Session};
 use super::verdict::{self, Caller};
-use super::{Context, Failure, LocalWorkload};
+use super::{Context, Datagrams, Failure, LocalWorkload};
 use crate::engine::Snapshot;
-use crate::model::{ObjectName, Workload};
+use crate::model::{ObjectName, Protocol, Workload};
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{Incoming, Refusal, Server};
@@ -21,17 +21,18 @@ use tokio_util::sync::CancellationToken;
 pub struct Inbound {
     pub context: Arc<Context>,
     pub dialler: Dialler,
+    pub datagrams: Datagrams,
     /// Cancelled when the daemon drains: new streams are refused, so that their callers go elsewhere.
     pub draining: CancellationToken,
 }
 
 /// A stream whose ends are known and that has entered the registry; not decided about yet.
-struct Admitted {
-    local: Arc<LocalWorkload>,
-    source: Arc<Workload>,
-    ticket: Ticket,
+pub(super) struct Admitted {
+    pub(super) local: Arc<LocalWorkload>,
+    pub(super) source: Arc<Workload>,
+    pub(super) ticket: Ticket,
     /// Read after it has entered.
-    snapshot: Arc<Snapshot>,
+    pub(super) snapshot: Arc<Snapshot>,
 }
 
 impl Inbound {
@@ -48,7 +49,10 @@ impl Inbound {
 
     async fn stream(&self, incoming: Incoming) {
         match self.admit(&incoming) {
-            Ok(admitted) => self.carry(incoming, admitted).await,
+            Ok(admitted) => match incoming.header.protocol {
+                Protocol::Tcp => self.carry(incoming, admitted).await,
+                Protocol::Udp => self.carry_datagrams(incoming, admitted).await,
+            },
             Err(refusal) => {
                 tracing::warn!(
                     reason = refusal.reason(), source = %incoming.source, claimed = %incoming.header.source,

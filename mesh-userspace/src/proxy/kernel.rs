@@ -29,6 +29,7 @@ impl Context {
             Some(Outcome::LookupDenied | Outcome::LookupStrict) => {
                 self.plaintext(&snapshot, record, Verdict::Drop, now);
             }
+            Some(Outcome::LookupCarriedDenied) => self.refused_carried(&snapshot, record),
             Some(other) => self.reports.kernel_refused(other, source(record), destination(record)),
             None => tracing::warn!(outcome = record.outcome(), "a verdict of the kernel of an unknown kind is ignored"),
         }
@@ -53,6 +54,21 @@ impl Context {
             workload: workload.map(Arc::as_ref),
         };
         self.reports.decided_by_kernel(&told, EnforcedBy::KernelConnect, &parties);
+    }
+
+    /// A connection that the kernel carries came when policy did not allow it any more.
+    fn refused_carried(&self, snapshot: &Snapshot, record: &VerdictRecord) {
+        let (source, destination) = (source(record), destination(record));
+        let identity = snapshot.identity(record.identity());
+        let caller = identity.and_then(|identity| snapshot.workload_speaking(source.ip(), identity));
+        let told = name(snapshot, record, Verdict::Drop, identity, source.ip(), destination.port());
+        let parties = Parties {
+            source,
+            source_workload: caller.map(Arc::as_ref),
+            destination,
+            workload: snapshot.workload_serving(destination).map(Arc::as_ref),
+        };
+        self.reports.decided_by_kernel(&told, EnforcedBy::KernelSkLookup, &parties);
     }
 
     /// Plaintext from outside has reached a workload of this node, or was kept from it.

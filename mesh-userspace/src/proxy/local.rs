@@ -2,7 +2,7 @@
 
 use crate::engine::Snapshot;
 use crate::model::Workload;
-use crate::netns::Namespace;
+use crate::netns::{AliasRange, Namespace};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +15,9 @@ pub struct LocalWorkload {
     pub workload: Arc<Workload>,
     /// The node's own, of workloads there; they share it.
     pub namespace: Arc<Namespace>,
+    /// Where its datagrams are redirected to; none of workloads in the node's own namespace, and of those whose UDP is
+    /// not captured.
+    pub aliases: Vec<AliasRange>,
     pub removed: CancellationToken,
 }
 

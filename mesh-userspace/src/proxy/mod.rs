@@ -1,6 +1,8 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
 mod balancers;
+mod carried;
+mod datagram;
 mod dial;
 pub mod explain;
 mod failure;
@@ -18,6 +20,8 @@ mod session;
 pub mod verdict;
 
 pub use balancers::{BalancerStatus, Balancers};
+pub use carried::Carried;
+pub use datagram::{DatagramOutbound, Datagrams};
 pub use dial::Dialler;
 pub use failure::Failure;
 pub use health::{EndpointHealth, HealthChecks};
@@ -29,6 +33,7 @@ pub use plaintext::PlaintextSweep;
 pub use registry::{Cut, Registry};
 pub use report::Reports;
 
+use crate::dns;
 use crate::engine::Snapshot;
 use crate::model::NodeName;
 use crate::telemetry::balance::BalanceMetrics;
@@ -61,6 +66,10 @@ pub struct Context {
     pub reports: Reports,
     /// What a change of policy must reach.
     pub registry: Registry,
+    /// What the kernel carries within this node.
+    pub carried: Carried,
+    /// Answers what workloads ask the mesh's own DNS.
+    pub dns: dns::Server,
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
 }

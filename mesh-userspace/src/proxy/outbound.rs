@@ -1,6 +1,6 @@
 //! Outbound: a workload's captured connection is carried to an endpoint's node.
 
-use super::balancers::{self, Attempt};
+use super::balancers::{self, Among, Attempt};
 use super::registry::{Live, Side};
 use super::relay::{Carried, Progress, relay, reset_on_close};
 use super::report::Parties;
@@ -10,7 +10,7 @@ use super::{Context, Failure, LocalWorkload};
 use crate::balance::EndpointId;
 use crate::datapath::Tuples;
 use crate::engine::{Endpoint, Snapshot};
-use crate::model::{ObjectName, Service, Traffic, Workload};
+use crate::model::{ObjectName, Protocol, Service, Traffic, Workload};
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{Peer, Stream, StreamHeader};
@@ -95,8 +95,12 @@ impl Outbound {
         record: &OriginalDestination,
     ) -> Result<(), Failure> {
         let destination = SocketAddr::from(record.endpoint());
+        if self.context.dns.is_at(destination) {
+            return self.name(app).await;
+        }
+        let elsewhere = record.flags() & OriginalDestination::ELSEWHERE != 0;
         let own = own_address(&self.local.workload, source);
-        let route = self.route(destination, own.ip());
+        let route = self.route(destination, own.ip(), elsewhere);
         let route = route.inspect_err(|failure| self.unrouted(source, Some(destination), failure))?;
         let mut session = {
             let snapshot = self.context.snapshot.load();
@@ -119,8 +123,11 @@ impl Outbound {
     }
 
     /// Picks where a connection goes: an endpoint of the frontend's service, or the workload itself.
-    fn route(&self, destination: SocketAddr, caller: IpAddr) -> Result<Route, Failure> {
-        if let Some(picked) = self.context.balancers.pick(&self.context.snapshot, destination, caller, &[]) {
+    ///
+    /// `elsewhere`: the kernel has drawn among all endpoints, and the draw did not fall on one of this node.
+    fn route(&self, destination: SocketAddr, caller: IpAddr, elsewhere: bool) -> Result<Route, Failure> {
+        let among = if elsewhere { Among::Elsewhere } else { Among::Untried(&[]) };
+        if let Some(picked) = self.context.balancers.pick(&self.context.snapshot, destination, caller, among) {
             return Ok(Route::new(picked?, false));
         }
         let snapshot = self.context.snapshot.load();
@@ -177,7 +184,8 @@ impl Outbound {
         let allowed = attempt.may_retry();
         // It has ended: it must not count as one of the service's connections while the next one is picked.
         drop(attempt);
-        let pick = || self.context.balancers.pick(&self.context.snapshot, destination, caller, tried).transpose();
+        let among = Among::Untried(tried);
+        let pick = || self.context.balancers.pick(&self.context.snapshot, destination, caller, among).transpose();
         match allowed.and_then(|()| pick()) {
             Ok(picked) => {
                 self.context.balance.retry(failure.reason());
@@ -228,6 +236,14 @@ impl Outbound {
         relay(app, stream, &carried, &mut ticket, progress, idle_timeout).await
     }
 
+    /// Answers the DNS queries of a connection.
+    async fn name(&self, app: &TcpStream) -> Result<(), Failure> {
+        tokio::select! {
+            served = self.context.dns.serve(&self.local.workload, app) => served.map_err(Failure::Local),
+            () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
+        }
+    }
+
     /// A workload that leaves the catalog takes its lanes with it, and they may end before its connections are told:
     /// the cause is the same, so the reason is, too.
     fn explained(&self, failure: Failure) -> Failure {
@@ -272,6 +288,7 @@ impl Outbound {
             address: SocketAddr::new(*address, self.context.tunnel_port),
         };
         let header = StreamHeader {
+            protocol: Protocol::Tcp,
             destination: route.endpoint.address,
             service: route.service().map(ToString::to_string),
             source: own,
@@ -363,7 +380,7 @@ pub(super) fn original_destination(
 
 /// The address under which the workload speaks: the other side accepts only addresses that the catalog gives to the
 /// identity, so a socket bound to another local address speaks under the workload's own.
-fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr {
+pub(super) fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr {
     if workload.addresses.contains(&source.ip()) {
         return source;
     }

@@ -10,6 +10,7 @@ use crate::telemetry::live::{Direction, Flow, LiveGuard};
 use crate::tunnel::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Who speaks to whom.
 pub(super) struct Edge<'a> {
@@ -29,7 +30,19 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn begin(context: &Context, edge: &Edge<'_>, source: SocketAddr, destination: SocketAddr) -> Self {
-        let connection = context.metrics.edge(edge.key()).opened();
+        Self::begin_since(context, edge, Security::MutualTls, source, destination, Instant::now())
+    }
+
+    /// As [`Self::begin`], of a connection that began before, and may travel in another way.
+    pub(super) fn begin_since(
+        context: &Context,
+        edge: &Edge<'_>,
+        security: Security,
+        source: SocketAddr,
+        destination: SocketAddr,
+        since: Instant,
+    ) -> Self {
+        let connection = context.metrics.edge(edge.key(security)).opened_since(since);
         let direction = match edge.reporter {
             Reporter::Source => Direction::Outbound,
             Reporter::Destination => Direction::Inbound,
@@ -88,6 +101,21 @@ impl Session {
         });
     }
 
+    /// No stream does: the kernel.
+    pub(super) fn carried_by_kernel(&self) {
+        self.row.set(Flow { transport: Some("kernel"), ..Flow::clone(&self.row.flow()) });
+    }
+
+    /// Bytes went from the source to the destination.
+    pub(super) fn asked(&self, bytes: u64) {
+        self.connection.add_received(bytes);
+    }
+
+    /// Bytes went from the destination to the source.
+    pub(super) fn answered(&self, bytes: u64) {
+        self.connection.add_sent(bytes);
+    }
+
     /// What policy said about it.
     pub(super) fn ruled(&self, ruling: &Ruling) {
         self.row.set(Flow {
@@ -116,7 +144,7 @@ impl Drop for Session {
 }
 
 impl Edge<'_> {
-    fn key(&self) -> EdgeKey {
+    fn key(&self, security: Security) -> EdgeKey {
         EdgeKey {
             reporter: self.reporter,
             source: party(self.source),
@@ -126,7 +154,7 @@ impl Edge<'_> {
                 name: name.name().into(),
                 namespace: name.namespace().into(),
             }),
-            security: Security::MutualTls,
+            security,
         }
     }
 }

@@ -51,7 +51,7 @@ pub struct Flow {
     pub destination_identity: Option<Arc<str>>,
     /// The other node.
     pub node: Option<Arc<str>>,
-    /// `lane`, `quic` or `direct`.
+    /// `lane`, `quic`, or `kernel` within a node.
     pub transport: Option<&'static str>,
     /// The TLS key exchange group.
     pub group: Option<Arc<str>>,

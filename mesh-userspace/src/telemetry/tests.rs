@@ -4,6 +4,7 @@ use super::ca::CaMetrics;
 use super::catalog::CatalogMetrics;
 use super::certificates::CertificateMetrics;
 use super::connections::{EdgeKey, Party, Reporter, ResponseFlag, Security, ServiceLabels};
+use super::dns::{AnsweredBy, DnsMetrics};
 use super::flows::FlowMetrics;
 use super::tunnel::TunnelMetrics;
 use super::*;
@@ -28,6 +29,10 @@ pub(super) fn full() -> Metrics {
     let certificates = CertificateMetrics::register(metrics.registry());
     certificates.rotated("success");
     certificates.asked("sign", "ok", std::time::Duration::from_millis(4));
+    let names = DnsMetrics::register(metrics.registry());
+    names.answered(AnsweredBy::Mesh, "nxdomain", std::time::Duration::from_micros(20));
+    names.upstream_answered(std::time::Duration::from_millis(3));
+    names.upstream_failed("timeout");
     let authority = CaMetrics::register(metrics.registry());
     authority.prepare(&["workload"], &["not_scheduled"]);
     authority.expires("root", SystemTime::now());

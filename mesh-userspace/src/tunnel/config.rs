@@ -29,6 +29,8 @@ pub struct Config {
     pub dead_after: Duration,
     /// Streams on one shared lane.
     pub max_streams: usize,
+    /// Flows of datagrams on one QUIC connection, beside its streams.
+    pub max_flows: usize,
     /// Shared lanes to one peer.
     pub max_shared_lanes: usize,
     /// Exclusive lanes to one peer; further bulk streams stay where they are.
@@ -66,6 +68,7 @@ impl Default for Config {
             keepalive: Duration::from_secs(5),
             dead_after: Duration::from_secs(15),
             max_streams: 256,
+            max_flows: 8192,
             max_shared_lanes: 64,
             max_exclusive_lanes: 32,
             max_server_lanes: 8192,

@@ -3,12 +3,15 @@
 //! A protobuf message. Unknown fields are skipped, so that daemons of different versions understand each other.
 
 use super::codec::MAX_HEADER;
+use crate::model::Protocol;
 use prost::Message as _;
 use std::net::{IpAddr, SocketAddr};
 
 /// Opens one application connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamHeader {
+    /// TCP, or UDP: then it opens a flow of datagrams.
+    pub protocol: Protocol,
     /// The workload's address and port to dial.
     pub destination: SocketAddr,
     /// `namespace/name` of the service that the application asked for, if it asked for one.
@@ -40,6 +43,10 @@ struct Wire {
     source: Option<WireAddress>,
     #[prost(string, optional, tag = "4")]
     traceparent: Option<String>,
+    /// In place of `destination` where the protocol is UDP, so that a daemon that knows of no datagrams refuses the
+    /// stream and does not dial by TCP.
+    #[prost(message, optional, tag = "5")]
+    datagrams_to: Option<WireAddress>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -76,7 +83,8 @@ impl StreamHeader {
     /// If the header would be longer than 1 KiB.
     pub fn encode(&self) -> Result<Vec<u8>, HeaderError> {
         let wire = Wire {
-            destination: Some(self.destination.into()),
+            destination: (self.protocol == Protocol::Tcp).then(|| self.destination.into()),
+            datagrams_to: (self.protocol == Protocol::Udp).then(|| self.destination.into()),
             service: self.service.clone(),
             source: Some(self.source.into()),
             traceparent: self.traceparent.clone(),
@@ -93,11 +101,15 @@ impl StreamHeader {
         }
         let wire = Wire::decode(bytes).map_err(|error| HeaderError::Protobuf(error.to_string()))?;
         let address = |address: Option<WireAddress>| address.and_then(|address| address.parse());
-        let destination = address(wire.destination)
+        let (protocol, destination) = match (wire.destination, wire.datagrams_to) {
+            (None, Some(destination)) => (Protocol::Udp, Some(destination)),
+            (destination, _) => (Protocol::Tcp, destination),
+        };
+        let destination = address(destination)
             .filter(|destination| destination.port() != 0 && !destination.ip().is_unspecified())
             .ok_or(HeaderError::Field("destination"))?;
         let source = address(wire.source).ok_or(HeaderError::Field("source"))?;
-        Ok(Self { destination, service: wire.service, source, traceparent: wire.traceparent })
+        Ok(Self { protocol, destination, service: wire.service, source, traceparent: wire.traceparent })
     }
 }
 
@@ -108,6 +120,7 @@ mod tests {
 
     fn header() -> StreamHeader {
         StreamHeader {
+            protocol: Protocol::Tcp,
             destination: "10.0.0.1:80".parse().unwrap(),
             service: Some("shop/cart".into()),
             source: "[2001:db8::1]:40000".parse().unwrap(),
@@ -152,8 +165,10 @@ mod tests {
             source in any::<[u8; 4]>(),
             service in proptest::option::of("[a-z]{1,63}/[a-z]{1,63}"),
             traceparent in proptest::option::of("00-[0-9a-f]{32}-[0-9a-f]{16}-01"),
+            is_datagram: bool,
         ) {
             let header = StreamHeader {
+                protocol: if is_datagram { Protocol::Udp } else { Protocol::Tcp },
                 destination: (destination, port).into(),
                 service,
                 source: (source, port).into(),

@@ -28,5 +28,6 @@ pub use config::Config;
 pub use error::{OpenError, Refusal, ResetCode, StreamError};
 pub use header::{HeaderError, StreamHeader};
 pub use peer::{LaneStatus, Peer, TlsSession, Transport, Tunnel};
+pub use quic::{Carried, DatagramFlow, FlowSender, Lost, Sink};
 pub use server::{Incoming, Server};
 pub use stream::{RecvHalf, SendHalf, Stream};

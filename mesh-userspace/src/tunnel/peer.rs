@@ -2,7 +2,7 @@
 
 use super::lanes::Lanes;
 use super::quic::Quic;
-use super::{Config, OpenError, Stream, StreamHeader};
+use super::{Config, DatagramFlow, OpenError, Sink, Stream, StreamHeader};
 use crate::identity::Identities;
 use crate::model::{NodeName, SpiffeId, TransportChoice, WorkloadUid};
 use crate::telemetry::tunnel::TunnelMetrics;
@@ -112,6 +112,20 @@ impl Tunnel {
             TransportChoice::Auto | TransportChoice::Lanes => self.lanes.open(peer, header).await,
             TransportChoice::Quic => self.quic.open(peer, header).await,
         }
+    }
+
+    /// Opens a flow of datagrams, which only QUIC carries; what the other end sends goes to `sink`.
+    ///
+    /// # Errors
+    /// As [`Transport::open`].
+    pub async fn open_datagrams(
+        &self,
+        peer: &Peer,
+        header: &StreamHeader,
+        sink: Sink,
+    ) -> Result<DatagramFlow, OpenError> {
+        self.wait_for_certificate(&peer.source).await;
+        self.quic.open_flow(peer, header, sink).await
     }
 
     async fn wait_for_certificate(&self, source: &SpiffeId) {

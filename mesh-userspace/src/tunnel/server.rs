@@ -6,7 +6,7 @@ use super::machine::Side;
 use super::quic::{QuicOffer, serve};
 use super::route::{Leg, Route};
 use super::stream::{RecvKind, SendKind};
-use super::{Config, RecvHalf, Refusal, SendHalf, Stream, StreamHeader, TlsSession};
+use super::{Config, DatagramFlow, RecvHalf, Refusal, SendHalf, Sink, Stream, StreamHeader, TlsSession};
 use crate::identity::Identities;
 use crate::model::SpiffeId;
 use crate::telemetry::tunnel::TunnelMetrics;
@@ -196,6 +196,23 @@ impl Incoming {
                 Stream::new(SendHalf(SendKind::Lane(send)), RecvHalf(RecvKind::Lane(recv)), tls)
             }
             Answerable::Quic(offer) => offer.accept(tls),
+        }
+    }
+
+    /// Tells the caller that the flow of datagrams is open; what it sends goes to `sink`. `None`: the transport carries
+    /// no datagrams, and the caller is told that its header makes no sense.
+    #[must_use]
+    pub fn accept_datagrams(mut self, sink: Sink) -> Option<DatagramFlow> {
+        match self.offer.take() {
+            Some(Answerable::Quic(offer)) => {
+                self.metrics.stream_opened(self.transport, "inbound");
+                Some(offer.accept_flow(sink))
+            }
+            other => {
+                self.offer = other;
+                self.answer(Refusal::BadHeader);
+                None
+            }
         }
     }
 

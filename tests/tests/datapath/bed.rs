@@ -2,6 +2,7 @@
 //! datapath for real. One bed at a time, because a process has one cgroup.
 
 use mesh_common::addr::Ip;
+use mesh_common::datagram::ALIAS4;
 use mesh_common::outcome::Outcome;
 use mesh_common::service::Pod;
 use mesh_userspace::datapath::{Config, Datapath};
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 
 pub(crate) const POD4: &str = "10.77.0.2";
 pub(crate) const POD6: &str = "fd77::2";
+/// The first IPv6 alias.
+pub(crate) const ALIAS6: &str = "fdaa:1:2:3:4:5::";
 pub(crate) const NEIGHBOUR4: &str = "10.77.0.1";
 pub(crate) const NEIGHBOUR6: &str = "fd77::1";
 pub(crate) const OUTBOUND: u16 = 15001;
@@ -273,7 +276,7 @@ impl Bed {
 }
 
 pub(crate) fn pod_entry(flags: u16) -> Pod {
-    Pod::new(ip(POD4), ip(POD6), 1, OUTBOUND.to_be(), flags, 2)
+    Pod::new(ip(POD4), ip(POD6), 1, OUTBOUND.to_be(), flags, 2, ALIAS4, ip(ALIAS6))
 }
 
 pub(crate) fn ip(text: &str) -> Ip {

@@ -3,6 +3,7 @@
 use crate::bed::{
     Bed, MARK, NEIGHBOUR4, NEIGHBOUR6, OUTBOUND, POD4, POD6, connect, counted, ip, pod_entry, socket_address,
 };
+use mesh_common::addr::Ip;
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::outcome::Outcome;
 use mesh_common::service::{CidrAction, CidrKey, Frontend, FrontendKey, PROTO_TCP, Pod};
@@ -21,7 +22,7 @@ const SERVICE: u32 = 42;
 pub(crate) fn frontend(address: &str, backends: u32) -> MapOp {
     let address = socket_address(address);
     let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
-    MapOp::SetFrontend(key, Frontend::new(SERVICE, backends, 0, 0, 0))
+    MapOp::SetFrontend(key, Frontend::new(SERVICE, backends, 0, 0, 0, 0, 0, 0))
 }
 
 fn range(address: &str, length: u32, action: CidrAction) -> MapOp {
@@ -227,7 +228,7 @@ fn what_is_not_in_the_mesh_is_left_alone() {
     let datagrams = bed.pod.socket(Domain::IPV4, Protocol::UDP);
     connect(&datagrams, "10.77.0.9:53").unwrap();
     assert_eq!(peer(&datagrams), socket_address("10.77.0.9:53"));
-    let outcomes = [Outcome::ConnectOwn, Outcome::ConnectLoopback, Outcome::ConnectSelf, Outcome::ConnectProtocol];
+    let outcomes = [Outcome::ConnectOwn, Outcome::ConnectLoopback, Outcome::ConnectSelf, Outcome::DatagramUnmeshed];
     for outcome in outcomes {
         assert_eq!(counted(&datapath, outcome), 1, "{outcome:?}");
     }
@@ -273,7 +274,7 @@ fn a_pod_without_an_address_of_the_family_refuses() {
     let bed = Bed::new();
     let mut datapath = bed.armed();
     datapath.apply(&services()).unwrap();
-    let v4_only = Pod::new(ip(POD4), mesh_common::addr::Ip::UNSPECIFIED, 1, OUTBOUND.to_be(), 0, 2);
+    let v4_only = Pod::new(ip(POD4), Ip::UNSPECIFIED, 1, OUTBOUND.to_be(), 0, 2, Ip::UNSPECIFIED, Ip::UNSPECIFIED);
     datapath.arm_pod(bed.pod.cookie(), v4_only).unwrap();
     let error = connect(&bed.pod.socket(Domain::IPV6, Protocol::TCP), VIP6).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL));

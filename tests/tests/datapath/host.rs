@@ -22,7 +22,7 @@ const VIP6: &str = "[fd96::1]:80";
 const EACCES: i32 = 13;
 
 fn entry(index: u32) -> Pod {
-    Pod::new(ip(POD4), ip(POD6), index, OUTBOUND.to_be(), Pod::HOST_NETWORK, 2)
+    Pod::new(ip(POD4), ip(POD6), index, OUTBOUND.to_be(), Pod::HOST_NETWORK, 2, Ip::UNSPECIFIED, Ip::UNSPECIFIED)
 }
 
 /// A datapath whose node is the bed's pod, with workloads in the cgroups `a` and `b`; the process stands in neither.

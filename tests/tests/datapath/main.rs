@@ -4,10 +4,12 @@
 mod agreement;
 mod bed;
 mod capture;
+mod datagram;
 mod guard;
 mod host;
 mod lifecycle;
 mod oracle;
 mod run;
+mod same_node;
 mod scene;
 mod verdicts;

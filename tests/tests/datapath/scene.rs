@@ -2,9 +2,9 @@
 
 use mesh_userspace::engine::{Engine, MapOp, Snapshot, diff};
 use mesh_userspace::model::{
-    AuthorizationPolicy, DefaultAction, Mode, Node, NodeName, Object, ObjectKey, ObjectName, PolicyAction,
-    PolicyTarget, Protocol, Rule, Service, ServicePort, Source, SpiffeId, SpiffePattern, TargetPort, Update, Workload,
-    WorkloadUid,
+    Affinity, AuthorizationPolicy, DefaultAction, Mode, Node, NodeName, Object, ObjectKey, ObjectName, PolicyAction,
+    PolicyTarget, Prefer, Protocol, Rule, Service, ServicePort, Source, SpiffeId, SpiffePattern, TargetPort, Update,
+    Workload, WorkloadUid,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -41,7 +41,7 @@ impl Scene {
             engine: Engine::new(node("n1")),
         };
         for name in ["n1", "n2"] {
-            let object = Node { name: node(name), addresses: vec!["192.0.2.1".parse().unwrap()] };
+            let object = Node { name: node(name), addresses: vec!["192.0.2.1".parse().unwrap()], zone: None };
             scene.engine.handle_update(Update::Upsert(Object::Node(Arc::new(object))), Instant::now());
         }
         for index in 0..WORKLOADS {
@@ -117,6 +117,7 @@ impl Scene {
                 BTreeMap::new()
             },
             weight: 100,
+            is_terminating: false,
             default_action: self.pick(&[DefaultAction::Allow, DefaultAction::Allow, DefaultAction::Deny]),
         };
         self.workloads.insert(name, workload.clone());
@@ -139,6 +140,8 @@ impl Scene {
                 port("dns", 53, Protocol::Udp, TargetPort::Number(443)),
             ],
             selector: self.labels(),
+            prefer: self.pick(&[Prefer::Nobody, Prefer::Nobody, Prefer::SameNode]),
+            affinity: Affinity::None,
         };
         self.services.insert(name, service.clone());
         self.tell(Update::Upsert(Object::Service(Arc::new(service))));

@@ -32,7 +32,7 @@ fn header(flags: u32) -> MapOp {
 fn frontend() -> MapOp {
     let address = socket_address(VIP);
     let key = FrontendKey::new(address.ip().into(), address.port().to_be(), PROTO_TCP, 0);
-    MapOp::SetFrontend(key, Frontend::new(SERVICE, 1, GROUP, 8080_u16.to_be(), 0))
+    MapOp::SetFrontend(key, Frontend::new(SERVICE, 1, GROUP, 8080_u16.to_be(), 0, 0, 0, 0))
 }
 
 fn guard(mode: Mode) -> MapOp {

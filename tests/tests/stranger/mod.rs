@@ -45,7 +45,13 @@ impl Stranger<'_> {
             node: NodeName::parse(node)?,
             address: SocketAddr::from((cluster.world.node(node).v4(), TUNNEL_PORT)),
         };
-        let header = StreamHeader { destination, service: None, source, traceparent: None };
+        let header = StreamHeader {
+            protocol: mesh_userspace::model::Protocol::Tcp,
+            destination,
+            service: None,
+            source,
+            traceparent: None,
+        };
         let folder = cluster.identities(self.certificates_of);
         let identities = Identities::load(&folder, &TrustDomain::parse(TRUST_DOMAIN)?)?;
         cluster.world.node(self.from).namespace().enter(|| {

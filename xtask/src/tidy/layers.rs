@@ -15,17 +15,24 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("control", &["model", "engine", "balance", "identity"]),
     ("tunnel", &["model", "engine", "balance", "identity"]),
     ("ca", &["model", "engine", "balance", "identity"]),
-    ("proxy", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca"]),
-    ("admin", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "proxy"]),
+    ("dns", &["model", "engine", "balance", "identity"]),
+    ("proxy", &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns"]),
+    (
+        "admin",
+        &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy"],
+    ),
     (
         "config",
-        &["model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "proxy", "admin"],
+        &[
+            "model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy",
+            "admin",
+        ],
     ),
     (
         "app",
         &[
-            "model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "proxy", "admin",
-            "config",
+            "model", "engine", "balance", "identity", "datapath", "netns", "control", "tunnel", "ca", "dns", "proxy",
+            "admin", "config",
         ],
     ),
     // `nodemesh join` speaks to an authority, which is on another node: not through this node's daemon.

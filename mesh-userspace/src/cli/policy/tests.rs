@@ -79,6 +79,7 @@ fn path(verdict: &str) -> PathRow {
         },
         asked: "10.96.0.1:80".to_owned(),
         service: Some("shop/cart".to_owned()),
+        balancing: Some("Random, 3 retries".to_owned()),
         destination: Some(EndRow {
             address: "10.1.2.2:8080".to_owned(),
             workload: Some("shop/cart-1".to_owned()),
@@ -107,6 +108,7 @@ fn an_explanation_says_who_where_how_and_by_which_rule() {
     let daemon = FakeDaemon::answering(asked, json(vec![path("deny")]));
     let text = "\
 shop/web (10.1.1.1), spiffe://example.org/ns/shop/sa/web, node n1, strict to shop/cart at 10.96.0.1:80
+  balances  Random, 3 retries
   reaches   shop/cart-1 (10.1.2.2:8080), node n2
   arrives   mtls over lanes: both workloads are in the mesh
   verdict   deny (denied) by rule old of policy shop/block; connect() fails at the source

@@ -43,7 +43,8 @@ const DEFAULT_ACTION_LABEL: &str = "nodemesh.io/default-action";
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// How traffic within a node travels.
-const SAME_NODE: &[(&str, SameNode)] = &[("Kernel", SameNode::Kernel), ("Tunnel", SameNode::Tunnel)];
+const SAME_NODE: &[(&str, SameNode)] =
+    &[(SameNode::Kernel.as_str(), SameNode::Kernel), (SameNode::Tunnel.as_str(), SameNode::Tunnel)];
 
 /// Fields of Kubernetes' ObjectMeta that the mesh does not read.
 const IGNORED_METADATA: &[&str] = &[

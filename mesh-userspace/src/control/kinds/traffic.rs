@@ -14,15 +14,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const ALGORITHMS: &[(&str, Algorithm)] = &[
-    ("Random", Algorithm::Random),
-    ("RoundRobin", Algorithm::RoundRobin),
-    ("LeastConnections", Algorithm::LeastConnections),
-    ("PeakEWMA", Algorithm::PeakEwma),
-    ("Maglev", Algorithm::Maglev),
+    (Algorithm::Random.as_str(), Algorithm::Random),
+    (Algorithm::RoundRobin.as_str(), Algorithm::RoundRobin),
+    (Algorithm::LeastConnections.as_str(), Algorithm::LeastConnections),
+    (Algorithm::PeakEwma.as_str(), Algorithm::PeakEwma),
+    (Algorithm::Maglev.as_str(), Algorithm::Maglev),
 ];
 
-const PREFERENCES: &[(&str, Prefer)] =
-    &[("None", Prefer::Nobody), ("SameZone", Prefer::SameZone), ("SameNode", Prefer::SameNode)];
+const PREFERENCES: &[(&str, Prefer)] = &[
+    (Prefer::Nobody.as_str(), Prefer::Nobody),
+    (Prefer::SameZone.as_str(), Prefer::SameZone),
+    (Prefer::SameNode.as_str(), Prefer::SameNode),
+];
 
 /// Kubernetes' default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 pub(super) const AFFINITY_TIMEOUT: Duration = Duration::from_hours(3);

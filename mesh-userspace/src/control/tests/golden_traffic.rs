@@ -148,6 +148,31 @@ pub(super) const ALONE: &[Golden] = &[
         &[("M0206", 4, 34, "did you mean `Tunnel`?")],
     ),
     (
+        "dns of a MeshConfig",
+        "apiVersion: nodemesh.io/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec:\n  trustDomain: a\n  dns:\n    \
+         domain: Cluster.local\n    addresses: [10.0.0.1, 10.0.0.2, 127.0.0.1]\n    \
+         upstream: [192.0.2.1, \"192.0.2.1:0\", \"10.0.0.1:53\", \"[fd00::1]:53\"]\n    adress: []\n",
+        &[
+            ("M0207", 7, 13, "as in cluster.local"),
+            ("M0211", 8, 27, "each family"),
+            ("M0208", 8, 37, "loopback"),
+            ("M0208", 9, 16, "write 192.0.2.1:53"),
+            ("M0208", 9, 27, "address and port"),
+            ("M0208", 9, 42, "cannot ask itself"),
+            ("M0203", 10, 5, "did you mean `addresses`?"),
+        ],
+    ),
+    (
+        "dns without addresses",
+        "apiVersion: nodemesh.io/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec:\n  trustDomain: a\n  dns: {}\n",
+        &[("M0204", 6, 8, "spec.dns.addresses")],
+    ),
+    (
+        "dns with no address",
+        "apiVersion: nodemesh.io/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec: {trustDomain: a, dns: {addresses: []}}\n",
+        &[("M0211", 4, 43, "is empty")],
+    ),
+    (
         "a terminating workload",
         "apiVersion: nodemesh.io/v1alpha1\nkind: WorkloadEntry\nmetadata: {name: w}\nspec: {node: n1, addresses: [10.0.0.1], terminating: 1}\n",
         &[("M0205", 4, 54, "`true` or `false`")],

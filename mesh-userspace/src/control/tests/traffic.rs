@@ -211,3 +211,23 @@ fn zones_and_terminating_workloads_decide_who_is_an_endpoint() {
     assert_eq!(endpoints(&catalog), all[..3]);
     assert!(catalog.catalog().workloads[&name("w4")].is_terminating);
 }
+
+#[test]
+fn nothing_takes_the_address_of_the_meshs_own_dns() {
+    let mesh =
+        MESH.replace("example.org", "example.org, dns: {addresses: [10.96.0.10], upstream: [\"192.0.2.53:53\"]}");
+    let on_its_port = service("dns", "10.96.0.10").replace("port: 80", "port: 53");
+    let (directory, mut catalog) = scanned(&[("dns.yaml", &on_its_port)]);
+    assert_eq!((catalog.diagnostics(), catalog.catalog().services.len()), (&[][..], 2));
+    write(directory.path(), "mesh.yaml", &mesh);
+    write(directory.path(), "beside.yaml", &service("beside", "10.96.0.10"));
+    write(directory.path(), "v.yaml", &workload("v", "10.96.0.10"));
+    catalog.scan();
+    let dns = catalog.catalog().mesh.as_ref().unwrap().dns.clone().unwrap();
+    assert_eq!((&*dns.domain, dns.upstream.len()), ("cluster.local", 1));
+    // Another port of the address is free.
+    assert_eq!(errors(&catalog), [("M0307", "dns.yaml", 5, 14), ("M0311", "v.yaml", 6, 15)]);
+    let snapshot = compiled(catalog.catalog());
+    assert!(snapshot.frontend("10.96.0.10:53".parse().unwrap()).is_none());
+    assert!(snapshot.mesh.as_ref().unwrap().answers_dns_at("10.96.0.10:53".parse().unwrap()));
+}

@@ -40,6 +40,8 @@ impl Reporter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Security {
     MutualTls,
+    /// Within the node, as TCP whose source the kernel has authenticated.
+    Kernel,
     /// Plaintext.
     None,
 }
@@ -49,6 +51,7 @@ impl Security {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::MutualTls => "mutual_tls",
+            Self::Kernel => "kernel",
             Self::None => "none",
         }
     }
@@ -241,7 +244,12 @@ impl Edge {
     /// Counts a connection as opened. It counts as closed when the guard is dropped.
     #[must_use]
     pub fn opened(&self) -> OpenConnection {
-        let since = Instant::now();
+        self.opened_since(Instant::now())
+    }
+
+    /// As [`Self::opened`], of a connection that began at `since`.
+    #[must_use]
+    pub fn opened_since(&self, since: Instant) -> OpenConnection {
         let series = self.store.enter(&self.key, &self.series, since);
         OpenConnection { store: self.store.clone(), series, since, traffic: Arc::default(), failure: OnceLock::new() }
     }

@@ -4,11 +4,13 @@
 //! server answers with one byte, 0 or the code of a refusal, and goes on with the application's bytes. FIN, RESET and
 //! STOP are QUIC's own, as are flow control and multiplexing.
 
+mod flow;
 mod halves;
 mod pool;
 mod pooled;
 mod server;
 
+pub use flow::{Carried, DatagramFlow, FlowSender, Lost, Sink};
 pub(super) use halves::{QuicRecv, QuicSend};
 pub use pool::Quic;
 pub(super) use server::{QuicOffer, serve};
@@ -30,7 +32,7 @@ const CLOSED: VarInt = VarInt::from_u32(0);
 /// on some streams never hold up the others.
 fn transport(config: &Config) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
-    let streams = u32::try_from(config.max_streams).unwrap_or(u32::MAX);
+    let streams = u32::try_from(config.max_streams.saturating_add(config.max_flows)).unwrap_or(u32::MAX);
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))

@@ -1,11 +1,12 @@
 //! The client's pool of QUIC connections.
 
+use super::flow::{DatagramFlow, Flows, Registration, Sink};
 use super::halves::{QuicRecv, QuicSend};
 use super::pooled::{Connections, Pooled, peer_end};
 use super::{CLOSED, OPENED, QUIC, transport};
 use crate::identity::{Identities, PeerRefusal, server_name};
 use crate::model::{SpiffeId, WorkloadUid};
-use crate::telemetry::tunnel::{LaneGauge, TunnelMetrics};
+use crate::telemetry::tunnel::{LaneGauge, TunnelBytes, TunnelMetrics};
 use crate::tunnel::lane::{EXPIRED, SHARED, client_config};
 use crate::tunnel::lanes::copy;
 use crate::tunnel::lifetime::Lifetime;
@@ -80,6 +81,27 @@ impl Quic {
         }))
     }
 
+    /// Opens a flow of datagrams; those of the other end go to `sink`.
+    ///
+    /// # Errors
+    /// As [`Transport::open`].
+    pub(in crate::tunnel) async fn open_flow(
+        &self,
+        peer: &Peer,
+        header: &StreamHeader,
+        sink: Sink,
+    ) -> Result<DatagramFlow, OpenError> {
+        let pool = &self.0;
+        let header = header.encode().map_err(|_| OpenError::Bound("stream header bytes"))?;
+        let opened = timeout(pool.config.open_timeout, pool.open_flow(peer, &header, sink)).await;
+        let result = opened.unwrap_or(Err(OpenError::Timeout));
+        match &result {
+            Ok(_) => pool.metrics.stream_opened(QUIC, "outbound"),
+            Err(error) => pool.metrics.stream_refused(QUIC, "outbound", error.reason()),
+        }
+        result
+    }
+
     pub(in crate::tunnel) fn forget(&self, workload: &WorkloadUid) {
         self.forget_where(|peer| peer.workload == *workload);
     }
@@ -141,8 +163,23 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a stream, anew once if the pooled connection turned out to be dead.
     async fn open(self: &Arc<Self>, peer: &Peer, header: &[u8]) -> Result<Stream, OpenError> {
+        let Opened { pooled, send, recv, .. } = self.establish(peer, header, None).await?;
+        let send = SendHalf(SendKind::Quic(QuicSend::new(send, Arc::clone(&pooled.usage))));
+        let recv = RecvHalf(RecvKind::Quic(QuicRecv::new(recv, Arc::clone(&pooled.usage))));
+        Ok(Stream::new(send, recv, TlsSession::default()))
+    }
+
+    async fn open_flow(self: &Arc<Self>, peer: &Peer, header: &[u8], sink: Sink) -> Result<DatagramFlow, OpenError> {
+        let Opened { pooled, send, recv, registration } = self.establish(peer, header, Some(&sink)).await?;
+        let registration = registration.ok_or(OpenError::Closed)?;
+        let halves = (QuicSend::new(send, Arc::clone(&pooled.usage)), QuicRecv::new(recv, Arc::clone(&pooled.usage)));
+        Ok(DatagramFlow::new(pooled.connection, TunnelBytes::clone(&pooled.usage), halves, sink, registration))
+    }
+
+    /// Opens a stream, anew once if the pooled connection turned out to be dead. With a sink it is a flow, whose
+    /// datagrams may come before the answer does.
+    async fn establish(self: &Arc<Self>, peer: &Peer, header: &[u8], sink: Option<&Sink>) -> Result<Opened, OpenError> {
         let mut is_second = false;
         loop {
             if self.is_draining.load(Ordering::Acquire) {
@@ -157,12 +194,8 @@ impl Pool {
                     return Err(error);
                 }
             };
-            match exchange(&pooled, header).await {
-                Ok((send, recv)) => {
-                    let send = SendHalf(SendKind::Quic(QuicSend::new(send, Arc::clone(&pooled.usage))));
-                    let recv = RecvHalf(RecvKind::Quic(QuicRecv::new(recv, Arc::clone(&pooled.usage))));
-                    return Ok(Stream::new(send, recv, TlsSession::default()));
-                }
+            match exchange(pooled, header, sink).await {
+                Ok(opened) => return Ok(opened),
                 Err(OpenError::Closed | OpenError::Handshake(_)) if is_reused && !is_second => is_second = true,
                 Err(error) => return Err(error),
             }
@@ -225,7 +258,9 @@ impl Pool {
         }
         let (connection, lifetime) = (dialled?, lifetime.ok_or(OpenError::Closed)?);
         let usage = Arc::new(self.metrics.bytes(QUIC, "outbound"));
-        let pooled = Pooled { connection, usage, lifetime };
+        let flows = Arc::<Flows>::default();
+        tokio::spawn(Arc::clone(&flows).dispatch(connection.clone(), TunnelBytes::clone(&usage)));
+        let pooled = Pooled { connection, usage, lifetime, flows };
         entry.lock().replace(pooled.clone());
         if entry.is_forgotten.load(Ordering::Acquire) {
             entry.close();
@@ -324,10 +359,19 @@ impl Entry {
     }
 }
 
+/// A stream that the other end has opened.
+struct Opened {
+    pooled: Pooled,
+    send: SendStream,
+    recv: RecvStream,
+    registration: Option<Registration>,
+}
+
 /// Sends the header and waits for the answer.
-async fn exchange(pooled: &Pooled, header: &[u8]) -> Result<(SendStream, RecvStream), OpenError> {
+async fn exchange(pooled: Pooled, header: &[u8], sink: Option<&Sink>) -> Result<Opened, OpenError> {
     let gone = |error: &ConnectionError| lost(error).unwrap_or(OpenError::Closed);
     let (send, mut recv) = pooled.connection.open_bi().await.map_err(|error| gone(&error))?;
+    let registration = sink.map(|sink| pooled.flows.register(&send, Arc::clone(sink)));
     let mut send = Unfinished(Some(send));
     let length = u16::try_from(header.len()).map_err(|_| OpenError::Bound("stream header bytes"))?;
     let message = [&length.to_be_bytes()[..], header].concat();
@@ -337,7 +381,10 @@ async fn exchange(pooled: &Pooled, header: &[u8]) -> Result<(SendStream, RecvStr
     let mut answer = [0];
     recv.read_exact(&mut answer).await.map_err(|_| closed())?;
     match answer[0] {
-        OPENED => Ok((send.0.take().ok_or(OpenError::Closed)?, recv)),
+        OPENED => {
+            let send = send.0.take().ok_or(OpenError::Closed)?;
+            Ok(Opened { pooled, send, recv, registration })
+        }
         code => Err(OpenError::Refused(Refusal::from_code(code))),
     }
 }

@@ -1,5 +1,6 @@
 //! The connections to one peer: the one that takes new streams, and those before it.
 
+use super::flow::Flows;
 use super::halves::Use;
 use crate::identity::expiry;
 use crate::tunnel::lifetime::Lifetime;
@@ -22,6 +23,7 @@ pub(super) struct Pooled {
     pub(super) connection: Connection,
     pub(super) usage: Use,
     pub(super) lifetime: Lifetime,
+    pub(super) flows: Arc<Flows>,
 }
 
 impl Pooled {

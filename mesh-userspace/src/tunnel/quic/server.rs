@@ -1,11 +1,13 @@
 //! The server's end of QUIC.
 
+use super::flow::{DatagramFlow, Flows, Sink};
 use super::halves::{QuicRecv, QuicSend, Use};
 use super::pool::{closed_reason, refusal};
 use super::pooled::peer_end;
 use super::{CLOSED, OPENED, QUIC, code, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
+use crate::telemetry::tunnel::TunnelBytes;
 use crate::tunnel::codec::MAX_HEADER;
 use crate::tunnel::lane::{EXPIRED, SHARED};
 use crate::tunnel::lifetime::Lifetime;
@@ -28,16 +30,28 @@ pub(in crate::tunnel) struct QuicOffer {
     send: SendStream,
     recv: RecvStream,
     usage: Use,
+    connection: Connection,
+    flows: Arc<Flows>,
 }
 
 impl QuicOffer {
     pub(in crate::tunnel) fn accept(self, tls: TlsSession) -> Stream {
-        let Self { mut send, recv, usage } = self;
+        let Self { mut send, recv, usage, .. } = self;
         // One byte always fits the first window; the future is ready at once, or the connection is gone and the halves
         // say so.
         answer(&mut send, OPENED);
         let send = SendHalf(SendKind::Quic(QuicSend::new(send, Arc::clone(&usage))));
         Stream::new(send, RecvHalf(RecvKind::Quic(QuicRecv::new(recv, usage))), tls)
+    }
+
+    pub(in crate::tunnel) fn accept_flow(self, sink: Sink) -> DatagramFlow {
+        let Self { mut send, recv, usage, connection, flows } = self;
+        // Before the answer, after which the caller sends.
+        let registration = flows.register(&send, Arc::clone(&sink));
+        answer(&mut send, OPENED);
+        let bytes = TunnelBytes::clone(&usage);
+        let halves = (QuicSend::new(send, Arc::clone(&usage)), QuicRecv::new(recv, usage));
+        DatagramFlow::new(connection, bytes, halves, sink, registration)
     }
 
     pub(in crate::tunnel) fn refuse(self, refusal: Refusal) {
@@ -154,6 +168,8 @@ async fn serve_connection(
     let lifetime = Lifetime::new([peer_end(&connection), shared.identities.expiry_of(&identities.1)]);
     let gauge = shared.metrics.lane_opened(QUIC, SHARED, "inbound");
     let usage: Use = Arc::new(shared.metrics.bytes(QUIC, "inbound"));
+    let flows = Arc::<Flows>::default();
+    tokio::spawn(Arc::clone(&flows).dispatch(connection.clone(), TunnelBytes::clone(&usage)));
     let limit = lifetime.end + shared.config.quic_grace;
     let error = loop {
         tokio::select! {
@@ -171,10 +187,10 @@ async fn serve_connection(
                     continue;
                 }
                 Ok((send, recv)) => {
-                    let task = take(
-                        Arc::clone(&shared), connection.clone(), identities.clone(), send, recv, Arc::clone(&usage),
-                    );
-                    tokio::spawn(task);
+                    let offer = QuicOffer {
+                        send, recv, usage: Arc::clone(&usage), connection: connection.clone(), flows: Arc::clone(&flows),
+                    };
+                    tokio::spawn(take(Arc::clone(&shared), identities.clone(), offer));
                     continue;
                 }
                 Err(error) => break error,
@@ -211,30 +227,23 @@ fn identities(shared: &Shared, connection: &Connection) -> Result<(SpiffeId, Spi
 }
 
 /// Reads a stream's header and offers the stream.
-async fn take(
-    shared: Arc<Shared>,
-    connection: Connection,
-    identities: (SpiffeId, SpiffeId),
-    send: SendStream,
-    mut recv: RecvStream,
-    usage: Use,
-) {
+async fn take(shared: Arc<Shared>, identities: (SpiffeId, SpiffeId), mut offer: QuicOffer) {
     let malformed = |reason| shared.metrics.malformed_header(QUIC, reason);
     if shared.draining.is_cancelled() {
-        return refuse(send, recv, Refusal::Draining);
+        return offer.refuse(Refusal::Draining);
     }
-    match timeout(shared.config.header_timeout, read_header(&mut recv)).await {
+    match timeout(shared.config.header_timeout, read_header(&mut offer.recv)).await {
         Ok(Ok(header)) => {
-            let offer = QuicOffer { send, recv, usage };
-            shared.offer(Incoming::quic(&shared, header, identities, connection.remote_address(), offer));
+            let node = offer.connection.remote_address();
+            shared.offer(Incoming::quic(&shared, header, identities, node, offer));
         }
         Ok(Err(reason)) => {
             malformed(reason);
-            refuse(send, recv, Refusal::BadHeader);
+            offer.refuse(Refusal::BadHeader);
         }
         Err(_) => {
             malformed("slow_header");
-            refuse(send, recv, Refusal::BadHeader);
+            offer.refuse(Refusal::BadHeader);
         }
     }
 }

@@ -139,6 +139,7 @@ pub(super) fn peer(address: SocketAddr) -> Peer {
 
 pub(super) fn header(service: &str) -> StreamHeader {
     StreamHeader {
+        protocol: crate::model::Protocol::Tcp,
         destination: "10.0.0.2:80".parse().unwrap(),
         service: Some(service.into()),
         source: "10.0.0.1:40000".parse().unwrap(),

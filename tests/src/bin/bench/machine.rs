@@ -29,3 +29,13 @@ pub(crate) fn resident(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()
 }
+
+/// The middle of some figures.
+///
+/// # Panics
+/// If there are none.
+pub(crate) fn middle<T: PartialOrd + Copy>(figures: &[T]) -> T {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(|a, b| a.partial_cmp(b).expect("figures are numbers"));
+    sorted[sorted.len() / 2]
+}

@@ -1,6 +1,7 @@
 //! Measures the mesh on the testbed. Figures, not verdicts: nothing here fails because something was slow.
 
 mod machine;
+mod same_node;
 mod scale;
 mod settings;
 
@@ -12,10 +13,13 @@ use clap::Parser;
 enum Bench {
     /// Ten services and ten thousand: loading, one change, memory, and what a connect costs in the kernel.
     Scale(scale::Options),
+    /// Two pods of one node: by the kernel, through the tunnel, and without the mesh.
+    SameNode(same_node::Options),
 }
 
 fn main() -> Result<()> {
     match Bench::parse() {
         Bench::Scale(options) => scale::run(&options),
+        Bench::SameNode(options) => same_node::run(&options),
     }
 }

@@ -1,6 +1,6 @@
 //! What many services cost: loading them, one change among them, memory, and a connect in the kernel.
 
-use crate::machine;
+use crate::machine::{self, middle};
 use crate::settings::{self, ENDPOINTS};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -148,11 +148,4 @@ fn hook(cluster: &Cluster, connects: u32) -> Result<f64> {
     let runs = after.runs - before.runs;
     anyhow::ensure!(runs >= u64::from(connects), "the hook ran {runs} times for {connects} connects");
     Ok((after.nanoseconds - before.nanoseconds) as f64 / runs as f64)
-}
-
-/// The middle of some figures.
-fn middle(figures: &[f64]) -> f64 {
-    let mut sorted = figures.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

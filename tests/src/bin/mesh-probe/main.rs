@@ -11,7 +11,9 @@ mod load;
 mod many;
 mod packet;
 mod pattern;
+mod resolve;
 mod server;
+
 mod sniff;
 mod stall;
 mod uring;
@@ -80,6 +82,8 @@ enum Probe {
     /// Do what no honest client does.
     #[command(subcommand)]
     Attack(attack::Attack),
+    /// Ask a DNS server for a name's addresses.
+    Resolve(resolve::Options),
     /// Watch a link and search it for plaintext, until SIGTERM or the end of input.
     Sniff(sniff::Options),
 }
@@ -139,6 +143,7 @@ fn main() -> ExitCode {
         Probe::Attack(attack) => exchange::report(|call| attack::run(&attack, call)),
         Probe::Load(options) => load::run(&options),
         Probe::Churn(options) => churn::run(&options),
+        Probe::Resolve(options) => resolve::run(&options),
         Probe::Sniff(options) => sniff::run(&options),
     };
     println!("{report}");

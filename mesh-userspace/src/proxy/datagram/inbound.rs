@@ -1,0 +1,158 @@
+//! The destination's side: an authenticated flow is delivered to a workload of this node.
+
+use super::life::Life;
+use super::outbound::over;
+use super::{Common, Datagrams, send};
+use crate::datapath::Introduction;
+use crate::netns::{AliasRange, receive_from_application};
+use crate::proxy::inbound::{Admitted, Inbound};
+use crate::proxy::registry::Ticket;
+use crate::proxy::report::Parties;
+use crate::proxy::verdict::{self, Caller};
+use crate::proxy::{Failure, LocalWorkload};
+use crate::telemetry::datagrams::DirectionMetrics;
+use crate::telemetry::policy::EnforcedBy;
+use crate::tunnel::{Incoming, Refusal, ResetCode, Sink, StreamError};
+use mesh_common::policy::Arrival;
+use mesh_common::service::BypassKey;
+use mesh_common::{Endpoint, datagram};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::UdpSocket;
+
+/// The way to the application.
+struct Delivery {
+    socket: Arc<UdpSocket>,
+    /// Has the application see the caller.
+    _introduction: Introduction,
+}
+
+impl Inbound {
+    /// Carries a flow of datagrams that has entered the registry.
+    pub(in crate::proxy) async fn carry_datagrams(&self, incoming: Incoming, admitted: Admitted) {
+        let Datagrams(common) = &self.datagrams;
+        let Ok(_room) = Arc::clone(&common.inbound_room).try_acquire_owned() else {
+            common.inbound.closed(Refusal::Overloaded.reason());
+            return incoming.refuse(Refusal::Overloaded);
+        };
+        let open = common.inbound.opened();
+        let (from, to) = (incoming.header.source, incoming.header.destination);
+        let Admitted { local, source, mut ticket, snapshot } = admitted;
+        let destination = local.current(&snapshot);
+        let caller = Caller { identity: Some(&incoming.source), address: from.ip() };
+        let told = verdict::decide(&snapshot, destination, to.port(), Arrival::Authenticated, caller);
+        let parties =
+            Parties { source: from, source_workload: Some(&source), destination: to, workload: Some(destination) };
+        self.context.reports.decided(&told, EnforcedBy::Destination, &parties);
+        if told.is_denied() {
+            common.inbound.closed(Refusal::Denied.reason());
+            return incoming.refuse(Refusal::Denied);
+        }
+        // Held no longer than the decision: a flow may last for days.
+        drop(snapshot);
+        let outcome = self.deliver_datagrams(common, incoming, &local, &mut ticket).await;
+        drop(open);
+        if let Err(failure) = &outcome {
+            tracing::debug!(source = %from, destination = %to, error = %failure, "a flow of datagrams failed");
+        }
+        common.inbound.closed(outcome.as_ref().map_or_else(Failure::reason, |()| "idle"));
+    }
+
+    async fn deliver_datagrams(
+        &self,
+        common: &Arc<Common>,
+        incoming: Incoming,
+        local: &LocalWorkload,
+        ticket: &mut Ticket,
+    ) -> Result<(), Failure> {
+        let reached = self.reach(common, local, incoming.header.source, incoming.header.destination).await;
+        let delivery = match reached {
+            Ok(delivery) => delivery,
+            Err(error) => {
+                let failure = Failure::Application(error);
+                incoming.refuse(failure.refusal());
+                return Err(failure);
+            }
+        };
+        let life = Arc::new(Life::new());
+        let sink = sink(common, &delivery.socket, &life);
+        let flow = incoming.accept_datagrams(sink).ok_or(Failure::Refused(Refusal::BadHeader))?;
+        let sender = flow.sender();
+        let answers = async {
+            loop {
+                let received = receive_from_application(&delivery.socket, |payload| {
+                    life.reply();
+                    send(&common.inbound, &sender, payload, DirectionMetrics::reply);
+                });
+                if let Err(error) = received.await {
+                    return error;
+                }
+            }
+        };
+        let (mut refused, mut cut) = (None, None);
+        let carried = flow.carry(async {
+            tokio::select! {
+                error = answers => {
+                    refused = Some(error);
+                    ResetCode::CONNECTION_RESET
+                }
+                (code, why) = over(&life, ticket) => {
+                    cut = why;
+                    code
+                }
+                () = local.removed.cancelled() => ResetCode::CANCELLED,
+            }
+        });
+        match (carried.await, cut, refused) {
+            (_, Some(cut), _) => Err(Failure::Cut(cut)),
+            (_, None, Some(error)) => Err(Failure::Application(error)),
+            (Ok(()) | Err(StreamError::Ended | StreamError::Reset(ResetCode::CANCELLED)), None, None) => Ok(()),
+            (Err(error), None, None) => Err(Failure::Remote(error)),
+        }
+    }
+
+    /// A socket in the workload's namespace that speaks to the application from an alias, and has the application see
+    /// the caller behind it.
+    async fn reach(
+        &self,
+        common: &Common,
+        local: &LocalWorkload,
+        caller: SocketAddr,
+        application: SocketAddr,
+    ) -> io::Result<Delivery> {
+        let same_family = |range: &&AliasRange| range.own.is_ipv4() == application.is_ipv4();
+        let range = local.aliases.iter().find(same_family).ok_or(ErrorKind::AddrNotAvailable)?;
+        let alias = datagram::alias(range.range.network().into(), datagram::DELIVERY).into();
+        let socket = self.namespaces.deliver_datagrams(&local.namespace, alias, application, self.mark).await?;
+        let alias = socket.local_addr()?;
+        let call = |port: u16| {
+            let (remote, own) = (Endpoint::from(SocketAddr::new(caller.ip(), port)), Endpoint::from(application));
+            BypassKey::new(remote.ip(), own.ip(), remote.port_be(), own.port_be())
+        };
+        // One socket may reach one port through two services: the second is seen under another port.
+        for port in [caller.port(), alias.port()] {
+            if let Some(introduction) = common.aliases.introduce(call(port), alias.into())? {
+                return Ok(Delivery { socket: Arc::new(UdpSocket::from_std(socket)?), _introduction: introduction });
+            }
+        }
+        Err(ErrorKind::AddrInUse.into())
+    }
+}
+
+/// Hands the caller's datagrams to the application.
+fn sink(common: &Arc<Common>, socket: &Arc<UdpSocket>, life: &Arc<Life>) -> Sink {
+    let (common, socket, life) = (Arc::clone(common), Arc::clone(socket), Arc::clone(life));
+    Arc::new(move |payload| {
+        life.request();
+        match socket.try_send(payload) {
+            Ok(_) => common.inbound.request(payload.len()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => common.inbound.dropped("application_full"),
+            Err(_) => {
+                common.inbound.dropped("application_gone");
+                // The error was taken by this call: whoever reads will not hear of it.
+                life.end();
+            }
+        }
+    })
+}

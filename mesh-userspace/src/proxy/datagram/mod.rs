@@ -1,0 +1,68 @@
+//! UDP: captured datagrams are carried in flows, one per application socket and frontend, to an endpoint's node, and
+//! delivered there from an alias that stands for the caller.
+//!
+//! A flow is to UDP what a connection is to TCP: its endpoint is picked once, policy is asked once on either side, and a
+//! change of policy cuts it. It ends when nothing has passed for a while. Whatever has no room is dropped and counted:
+//! nobody waits for UDP.
+
+mod inbound;
+mod life;
+mod outbound;
+mod shown;
+
+pub use outbound::DatagramOutbound;
+
+use crate::datapath::Aliases;
+use crate::telemetry::datagrams::{DatagramMetrics, DirectionMetrics};
+use crate::tunnel::{Carried, FlowSender, Lost};
+use shown::Shown;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Flows of this node's workloads as callers.
+const MAX_OUTBOUND: usize = 32_768;
+/// Flows that are delivered to this node's workloads; the kernel's table of callers has room for more.
+const MAX_INBOUND: usize = 24_576;
+
+/// What all flows of the node share. Cheap to clone.
+#[derive(Clone)]
+pub struct Datagrams(Arc<Common>);
+
+struct Common {
+    aliases: Aliases,
+    shown: Shown,
+    outbound: DirectionMetrics,
+    inbound: DirectionMetrics,
+    outbound_room: Arc<Semaphore>,
+    inbound_room: Arc<Semaphore>,
+}
+
+impl Datagrams {
+    #[must_use]
+    pub fn new(aliases: Aliases, metrics: &DatagramMetrics) -> Self {
+        Self(Arc::new(Common {
+            shown: Shown::new(aliases.clone()),
+            aliases,
+            outbound: metrics.direction("outbound", MAX_OUTBOUND),
+            inbound: metrics.direction("inbound", MAX_INBOUND),
+            outbound_room: Arc::new(Semaphore::new(MAX_OUTBOUND)),
+            inbound_room: Arc::new(Semaphore::new(MAX_INBOUND)),
+        }))
+    }
+}
+
+/// Sends a payload to the other node and counts what becomes of it.
+fn send(metrics: &DirectionMetrics, sender: &FlowSender, payload: &[u8], count: impl FnOnce(&DirectionMetrics, usize)) {
+    match sender.send(payload) {
+        Ok(carried) => {
+            match carried {
+                Carried::Datagram => {}
+                Carried::DatagramInsteadOfOlder => metrics.dropped("send_buffer_full"),
+                Carried::Stream => metrics.long(),
+            }
+            count(metrics, payload.len());
+        }
+        Err(Lost::QueueFull) => metrics.dropped("stream_queue_full"),
+        Err(Lost::Closed) => metrics.dropped("flow_closed"),
+    }
+}
