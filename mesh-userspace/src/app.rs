@@ -90,9 +90,9 @@ impl App {
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
         let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
             .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
-        let names = dns::Server::new(snapshot.clone(), DnsMetrics::register(metrics.registry()));
         let (balancers, health) = (Balancers::default(), EndpointHealth::default());
         let sums = sources::balance(balancers.clone(), health.clone());
+        let names = dns::Server::new(snapshot.clone(), DnsMetrics::register(metrics.registry()));
         let context = Arc::new(Context {
             node: config.node.clone(),
             snapshot,

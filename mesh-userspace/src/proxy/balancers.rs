@@ -42,14 +42,13 @@ struct State {
     told_unhealthy: Vec<(EndpointId, Instant)>,
 }
 
-/// Whose connection wants an endpoint of what.
-pub(super) struct Ask<'a> {
-    pub(super) destination: SocketAddr,
-    pub(super) caller: IpAddr,
-    /// Endpoints that the connection has failed at.
-    pub(super) tried: &'a [EndpointId],
-    /// Of a first attempt: the kernel has given this node's endpoints their share already.
-    pub(super) elsewhere: bool,
+/// Which endpoints there is a choice of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Among<'a> {
+    /// All but those at which the connection has failed.
+    Untried(&'a [EndpointId]),
+    /// Those of other nodes: the kernel has chosen against this one.
+    Elsewhere,
 }
 
 /// An endpoint for one connection.
@@ -72,18 +71,22 @@ pub struct BalancerStatus {
 
 impl Balancers {
     /// Picks an endpoint for a connection to a frontend; `None` if the destination is no frontend.
-    pub(super) fn pick(&self, snapshots: &ArcSwap<Snapshot>, ask: &Ask<'_>) -> Option<Result<Picked, Exhausted>> {
-        let Ask { destination, caller, tried, elsewhere } = *ask;
+    pub(super) fn pick(
+        &self,
+        snapshots: &ArcSwap<Snapshot>,
+        destination: SocketAddr,
+        caller: IpAddr,
+        among: Among<'_>,
+    ) -> Option<Result<Picked, Exhausted>> {
         let balancer = self.balancer(snapshots, destination)?;
         let now = Instant::now();
         let mut state = balancer.lock();
         let snapshot = snapshots.load();
         let frontend = snapshot.frontend(destination)?;
         state.refresh(frontend, now);
-        let picked = if elsewhere {
-            state.group.pick_elsewhere(caller, rand::random(), now)
-        } else {
-            state.group.pick(caller, tried, rand::random(), now)
+        let picked = match among {
+            Among::Untried(tried) => state.group.pick(caller, tried, rand::random(), now),
+            Among::Elsewhere => state.group.pick_elsewhere(caller, rand::random(), now),
         };
         drop(state);
         Some(picked.map(|pick| Picked {

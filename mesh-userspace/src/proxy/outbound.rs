@@ -1,6 +1,6 @@
 //! Outbound: a workload's captured connection is carried to an endpoint's node.
 
-use super::balancers::{self, Ask, Attempt};
+use super::balancers::{self, Among, Attempt};
 use super::registry::{Live, Side};
 use super::relay::{Carried, Progress, relay, reset_on_close};
 use super::report::Parties;
@@ -98,9 +98,8 @@ impl Outbound {
         if self.context.dns.is_at(destination) {
             return self.name(app).await;
         }
-        let own = own_address(&self.local.workload, source);
-        // The kernel has drawn among all endpoints, and the draw did not fall on one of this node.
         let elsewhere = record.flags() & OriginalDestination::ELSEWHERE != 0;
+        let own = own_address(&self.local.workload, source);
         let route = self.route(destination, own.ip(), elsewhere);
         let route = route.inspect_err(|failure| self.unrouted(source, Some(destination), failure))?;
         let mut session = {
@@ -124,9 +123,11 @@ impl Outbound {
     }
 
     /// Picks where a connection goes: an endpoint of the frontend's service, or the workload itself.
+    ///
+    /// `elsewhere`: the kernel has drawn among all endpoints, and the draw did not fall on one of this node.
     fn route(&self, destination: SocketAddr, caller: IpAddr, elsewhere: bool) -> Result<Route, Failure> {
-        let ask = Ask { destination, caller, elsewhere, tried: &[] };
-        if let Some(picked) = self.context.balancers.pick(&self.context.snapshot, &ask) {
+        let among = if elsewhere { Among::Elsewhere } else { Among::Untried(&[]) };
+        if let Some(picked) = self.context.balancers.pick(&self.context.snapshot, destination, caller, among) {
             return Ok(Route::new(picked?, false));
         }
         let snapshot = self.context.snapshot.load();
@@ -183,8 +184,8 @@ impl Outbound {
         let allowed = attempt.may_retry();
         // It has ended: it must not count as one of the service's connections while the next one is picked.
         drop(attempt);
-        let ask = Ask { destination, caller, elsewhere: false, tried };
-        let pick = || self.context.balancers.pick(&self.context.snapshot, &ask).transpose();
+        let among = Among::Untried(tried);
+        let pick = || self.context.balancers.pick(&self.context.snapshot, destination, caller, among).transpose();
         match allowed.and_then(|()| pick()) {
             Ok(picked) => {
                 self.context.balance.retry(failure.reason());

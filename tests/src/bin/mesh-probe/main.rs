@@ -16,7 +16,6 @@ mod server;
 
 mod sniff;
 mod stall;
-mod udp;
 mod uring;
 mod web;
 
@@ -85,9 +84,6 @@ enum Probe {
     Attack(attack::Attack),
     /// Ask a DNS server for a name's addresses.
     Resolve(resolve::Options),
-    /// Datagrams.
-    #[command(subcommand)]
-    Udp(udp::Udp),
     /// Watch a link and search it for plaintext, until SIGTERM or the end of input.
     Sniff(sniff::Options),
 }
@@ -132,7 +128,6 @@ fn main() -> ExitCode {
     let (ok, report) = match Probe::parse() {
         Probe::Echo(options) => return server::serve(options),
         Probe::Web(options) => return web::serve(options),
-        Probe::Udp(udp) => return udp::run(udp),
         Probe::Call { way, options } => exchange::report(|call| exchange::call(way, &options, call)),
         Probe::Transfer { options, bytes, server, asleep } => {
             exchange::report(|call| exchange::transfer(&options, bytes, server, asleep, call))
@@ -147,8 +142,8 @@ fn main() -> ExitCode {
         Probe::Many(options) => exchange::report(|call| many::many(&options, call)),
         Probe::Attack(attack) => exchange::report(|call| attack::run(&attack, call)),
         Probe::Load(options) => load::run(&options),
-        Probe::Resolve(options) => resolve::run(&options),
         Probe::Churn(options) => churn::run(&options),
+        Probe::Resolve(options) => resolve::run(&options),
         Probe::Sniff(options) => sniff::run(&options),
     };
     println!("{report}");
