@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 fn cluster(name: &str) -> Result<Cluster> {
     let topology = World::named(name).node("n1").pods(&["client", "web-a"]).node("n2").pods(&["web-b", "web-c"]);
     Cluster::start(topology, |catalog| {
+        // What the daemons carry is looked at here, on one node or between two.
+        catalog.same_node("Tunnel");
         catalog.service("web", 80, 8080);
         for name in ["web-a", "web-b", "web-c"] {
             catalog.workload(name).of_app("web");
