@@ -74,7 +74,7 @@ impl App {
         let admin = admin::Server::bind(&config.admin)?;
         let catalog_metrics = CatalogMetrics::register(metrics.registry());
         let (mut updates, catalog) = FileSource::spawn(&config.catalog, catalog_metrics)?;
-        let first = first_snapshot(&mut updates).await?;
+        let first = reconcile::first_snapshot(&mut updates).await?;
         let Some(mesh) = first.mesh.clone() else {
             bail!(
                 "{}: no valid MeshConfig, so the trust domain is unknown; `nodemesh validate {}` says more",
@@ -144,12 +144,5 @@ impl App {
         let outcome = running.until_told().await;
         running.drain().await?;
         outcome
-    }
-}
-
-async fn first_snapshot(updates: &mut mpsc::Receiver<Update>) -> Result<Catalog> {
-    match updates.recv().await.context("the catalog source ended before its first snapshot")? {
-        Update::Snapshot(catalog) => Ok(catalog),
-        Update::Upsert(_) | Update::Remove(_) => bail!("the catalog source sent a delta before its snapshot"),
     }
 }

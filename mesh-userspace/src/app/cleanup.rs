@@ -1,6 +1,6 @@
 //! `nodemeshd cleanup`: takes away what a killed daemon left in the kernel.
 
-use super::first_snapshot;
+use super::reconcile::first_snapshot;
 use crate::config::Config;
 use crate::control::file::FileSource;
 use crate::datapath;

@@ -8,7 +8,7 @@ use crate::identity::Identities;
 use crate::model::{Catalog, Object, ObjectKey, SpiffeId, Update, WorkloadUid};
 use crate::proxy::{self, HealthChecks, PlaintextSweep};
 use crate::runtime::{Blocker, Ready};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,17 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// A change that could not be applied is tried again after this, or with the next change.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// What a catalog source sends first.
+///
+/// # Errors
+/// If it ends before that, or sends something else.
+pub(super) async fn first_snapshot(updates: &mut mpsc::Receiver<Update>) -> Result<Catalog> {
+    match updates.recv().await.context("the catalog source ended before its first snapshot")? {
+        Update::Snapshot(catalog) => Ok(catalog),
+        Update::Upsert(_) | Update::Remove(_) => bail!("the catalog source sent a delta before its snapshot"),
+    }
+}
 
 /// What the reconciler reports about the workloads of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
