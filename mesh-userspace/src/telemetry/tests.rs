@@ -4,6 +4,7 @@ use super::ca::CaMetrics;
 use super::catalog::CatalogMetrics;
 use super::certificates::CertificateMetrics;
 use super::connections::{EdgeKey, Party, Reporter, ResponseFlag, Security, ServiceLabels};
+use super::datagrams::DatagramMetrics;
 use super::flows::FlowMetrics;
 use super::tunnel::TunnelMetrics;
 use super::*;
@@ -32,6 +33,10 @@ pub(super) fn full() -> Metrics {
     authority.prepare(&["workload"], &["not_scheduled"]);
     authority.expires("root", SystemTime::now());
     touch(&TunnelMetrics::register(metrics.registry()));
+    let datagrams = DatagramMetrics::register(metrics.registry()).direction("outbound", 1);
+    drop(datagrams.opened());
+    datagrams.closed("idle");
+    datagrams.dropped("flow_limit");
     policy::sample(metrics.policy());
     let key = EdgeKey {
         reporter: Reporter::Source,

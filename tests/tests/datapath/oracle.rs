@@ -97,7 +97,7 @@ pub(crate) fn selects(service: &Service, workload: &Workload) -> bool {
 }
 
 fn targets(service: &Service, workload: &Workload) -> Vec<u16> {
-    let ports = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    let ports = service.ports.iter();
     ports.filter_map(|port| target(&port.target, workload)).collect()
 }
 
