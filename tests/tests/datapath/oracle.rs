@@ -1,8 +1,7 @@
 //! What policies mean, written from the meaning alone: no index, no group, no compiled rule, no code of the engine.
 
 use mesh_userspace::model::{
-    AuthorizationPolicy, DefaultAction, PolicyAction, PolicyTarget, Protocol, Rule, Service, Source, TargetPort,
-    Workload,
+    AuthorizationPolicy, DefaultAction, PolicyAction, PolicyTarget, Rule, Service, Source, TargetPort, Workload,
 };
 use std::net::IpAddr;
 
