@@ -82,11 +82,11 @@ pub const MAX_BYPASS: u32 = 16_384;
 pub const MAX_HOSTS: u32 = 256;
 pub const MAX_VERDICTS: u32 = 32_768;
 pub const MAX_RANGES: u32 = 16_384;
-pub const MAX_DATAGRAMS: u32 = 65_536;
+pub const MAX_DATAGRAMS: u32 = 32_768;
 /// Frontends that workloads have sent datagrams to, and [`MAX_CALLERS`].
-pub const MAX_ALIASES: u32 = 98_304;
+pub const MAX_ALIASES: u32 = 49_152;
 /// Datagram flows that the daemon delivers to workloads of the node.
-pub const MAX_CALLERS: u32 = 32_768;
+pub const MAX_CALLERS: u32 = 16_384;
 /// Bytes; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -167,7 +167,7 @@ pub const ALL: &[Spec] = &[
 ];
 
 /// What all maps of a node may take when they are created and empty, in bytes (KERNEL: 64k LRU entries are ~10 MB).
-pub const IDLE_BUDGET_BYTES: u64 = 16 << 20;
+pub const IDLE_BUDGET_BYTES: u64 = 18 << 20;
 
 const fn array(name: &'static str, kind: Kind, value_size: usize, max_entries: u32) -> Spec {
     Spec { name, kind, key_size: size_of::<u32>(), value_size, max_entries, preallocated: true }

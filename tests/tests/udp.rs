@@ -42,6 +42,16 @@ impl Bed {
         ["near", "far"].iter().flat_map(|service| self.cluster.catalog.vips(service)).collect()
     }
 
+    /// What the daemons have counted of datagrams and flows that went wrong.
+    fn losses(&self) -> String {
+        let text = self.cluster.daemons().filter_map(|daemon| Some(daemon.metrics().ok()?.text().to_owned()));
+        let counted = text.flat_map(|text| {
+            let lines = text.lines().filter(|line| line.contains("nodemesh_datagram_") && !line.starts_with('#'));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        });
+        counted.collect::<Vec<_>>().join("\n")
+    }
+
     fn ask(&self, pod: &str, arguments: &[&str]) -> Result<Datagrams> {
         let program = Program::probe(["udp"]).args(arguments).within(Duration::from_secs(300));
         program.run_in(self.cluster.world.place(pod))?.json()
@@ -79,7 +89,11 @@ fn datagrams_of_every_size_pass_both_ways() -> Result<()> {
         for size in ["1", "1000", "1200", "1472", "9000", "65507"] {
             let text = vip.to_string();
             let report = bed.ask("client", &["calls", &text, "--size", size, "--count", "20", "--window", "2"])?;
-            ensure!(report.answered == 20 && report.mixed_up == 0, "{size} bytes to {vip}: {report:?}");
+            ensure!(
+                report.answered == 20 && report.mixed_up == 0,
+                "{size} bytes to {vip}: {report:?}\n{}",
+                bed.losses()
+            );
         }
     }
     let metrics = bed.cluster.daemon("n1").metrics()?;
@@ -96,7 +110,7 @@ fn twenty_clients_lose_nothing_and_mix_up_nothing() -> Result<()> {
         let report = bed.ask("client", &arguments)?;
         eprintln!("{vip}: {report:?}");
         ensure!(report.error.is_none() && report.sent == 200_000, "{vip}: {report:?}");
-        ensure!(report.answered == report.sent && report.mixed_up == 0, "{vip}: {report:?}");
+        ensure!(report.answered == report.sent && report.mixed_up == 0, "{vip}: {report:?}\n{}", bed.losses());
     }
     // One socket that speaks to all services of its family.
     for family in [0, 1] {

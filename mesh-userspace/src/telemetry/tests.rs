@@ -4,6 +4,7 @@ use super::ca::CaMetrics;
 use super::catalog::CatalogMetrics;
 use super::certificates::CertificateMetrics;
 use super::connections::{EdgeKey, Party, Reporter, ResponseFlag, Security, ServiceLabels};
+use super::datagrams::DatagramMetrics;
 use super::dns::{AnsweredBy, DnsMetrics};
 use super::flows::FlowMetrics;
 use super::tunnel::TunnelMetrics;
@@ -37,6 +38,10 @@ pub(super) fn full() -> Metrics {
     authority.prepare(&["workload"], &["not_scheduled"]);
     authority.expires("root", SystemTime::now());
     touch(&TunnelMetrics::register(metrics.registry()));
+    let datagrams = DatagramMetrics::register(metrics.registry()).direction("outbound", 1);
+    drop(datagrams.opened());
+    datagrams.closed("idle");
+    datagrams.dropped("flow_limit");
     policy::sample(metrics.policy());
     balance::sample(metrics.registry());
     let key = EdgeKey {

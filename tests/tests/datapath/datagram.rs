@@ -11,7 +11,7 @@ use mesh_common::policy::{Group, Matched, Mode, VerdictKey};
 use mesh_common::service::{AppPort, AppPortKey, BypassKey, DatagramFrontend, Pod};
 use mesh_userspace::datapath::Datapath;
 use mesh_userspace::engine::MapOp;
-use mesh_userspace::netns::{AliasRange, CaptureSocket, Namespace, Namespaces};
+use mesh_userspace::netns::{AliasRange, CaptureSocket, Captured, Namespace, Namespaces};
 use socket2::{Domain, Protocol, SockAddr, Socket};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -67,19 +67,18 @@ impl Daemon {
 }
 
 /// What the daemon's socket gets next: from whom, through which alias, what.
-async fn captured(socket: &CaptureSocket) -> (SocketAddr, IpAddr, Vec<u8>) {
+async fn captured<const N: usize>(socket: &CaptureSocket) -> [(SocketAddr, IpAddr, Vec<u8>); N] {
     let mut taken = Vec::new();
     let waiting = async {
-        while taken.is_empty() {
-            socket
-                .receive(|datagram| taken.push((datagram.source, datagram.alias, datagram.payload.to_vec())))
-                .await
-                .unwrap();
+        while taken.len() < N {
+            let take = |datagram: Captured<'_>| {
+                taken.push((datagram.source, datagram.alias, datagram.payload.to_vec()));
+            };
+            socket.receive(take).await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("a captured datagram");
-    assert_eq!(taken.len(), 1);
-    taken.remove(0)
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("captured datagrams");
+    taken.try_into().expect("no other datagrams")
 }
 
 fn client(bed: &Bed, domain: Domain) -> UdpSocket {
@@ -128,8 +127,9 @@ async fn connected_and_unconnected_sockets_speak_to_frontends_and_hear_from_them
         let unconnected = client(&bed, domain);
         unconnected.send_to(b"two", socket_address(called)).unwrap();
         let mut buffer = [0; 16];
-        for (app, request, reply) in [(&connected, b"one", b"uno"), (&unconnected, b"two", b"due")] {
-            let (source, through, payload) = captured(socket).await;
+        let answers = [(&connected, b"one", b"uno"), (&unconnected, b"two", b"due")];
+        for ((app, request, reply), (source, through, payload)) in answers.into_iter().zip(captured::<2>(socket).await)
+        {
             assert_eq!((through, payload.as_slice()), (at, &request[..]), "{called}");
             assert_eq!(source, SocketAddr::new(own.parse().unwrap(), app.local_addr().unwrap().port()));
             socket.answer(through, source, reply).unwrap();
@@ -157,7 +157,7 @@ async fn one_socket_keeps_several_frontends_apart() {
     let app = client(&bed, Domain::IPV4);
     app.send_to(b"a", socket_address(VIP4)).unwrap();
     app.send_to(b"b", socket_address(OTHER4)).unwrap();
-    let (first, second) = (captured(&daemon.v4).await, captured(&daemon.v4).await);
+    let [first, second] = captured(&daemon.v4).await;
     assert_eq!((first.1, second.1), (alias4(2), alias4(3)));
     assert_eq!(first.0, second.0, "it is one socket");
     let mut buffer = [0; 4];
@@ -171,7 +171,7 @@ async fn one_socket_keeps_several_frontends_apart() {
         let app = client(&bed, domain);
         app.connect(socket_address(called)).unwrap();
         app.send(&long).unwrap();
-        let (source, through, payload) = captured(socket).await;
+        let [(source, through, payload)] = captured(socket).await;
         assert_eq!(payload.len(), long.len());
         socket.answer(through, source, &long).unwrap();
         let mut buffer = vec![0; 70_000];

@@ -268,7 +268,7 @@ fn cgroups_that_cannot_be_told_are_refused() {
     let datapath = Datapath::load(&inner).unwrap();
     let error = format!("{:#}", datapath.workload_cgroup(&bed.subgroup("c")).unwrap_err());
     assert!(error.contains("add it, or a cgroup around it"), "{error}");
-    assert_eq!(datapath.links().unwrap().len(), 12);
+    assert_eq!(datapath.links().unwrap().len(), 20);
     datapath.unload().unwrap();
     node.datapath.unload().unwrap();
 }

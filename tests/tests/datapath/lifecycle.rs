@@ -39,7 +39,7 @@ fn unloading_leaves_nothing() {
     let mut datapath = bed.armed();
     datapath.apply(&services()).unwrap();
     let links = datapath.links().unwrap();
-    assert_eq!(links.len(), 7, "{links:?}");
+    assert_eq!(links.len(), 11, "{links:?}");
     assert!(is_mounted(&bed.config), "the datapath mounted a bpffs, since none was there");
     datapath.unload().unwrap();
     assert_gone(&links);
@@ -123,7 +123,7 @@ fn a_successor_takes_over_in_place() {
     datapath.apply(&services()).unwrap();
     datapath.settle().unwrap();
     assert_eq!(usage(&datapath, maps::PODS.name), 0, "a pod that nobody armed again is not captured");
-    assert_eq!(datapath.links().unwrap().len(), 6, "nor guarded");
+    assert_eq!(datapath.links().unwrap().len(), 10, "nor guarded");
     let links = datapath.links().unwrap();
     datapath.unload().unwrap();
     assert_gone(&links);
@@ -138,7 +138,7 @@ fn leftovers_that_do_not_fit_are_replaced() {
     fs::remove_file(bed.config.bpffs.join(&bed.config.pin).join("maps").join(maps::TUPLES.name)).unwrap();
     let datapath = Datapath::load(&bed.config).unwrap();
     assert_gone(&before);
-    assert_eq!(datapath.links().unwrap().len(), 6);
+    assert_eq!(datapath.links().unwrap().len(), 10);
     datapath.unload().unwrap();
 }
 
@@ -149,13 +149,13 @@ fn the_guard_of_a_vanished_namespace_is_removed() {
     let passing = Netns::new();
     bed.pod.ip(&format!("link add gone type veth peer name eth0 netns {}", passing.thread_id()));
     datapath.attach_netns("passing", passing.as_fd()).unwrap();
-    assert_eq!(datapath.links().unwrap().len(), 8);
+    assert_eq!(datapath.links().unwrap().len(), 12);
     drop(datapath);
     drop(passing);
     // Its end of the wire goes with it.
     wait_until("the namespace to vanish", || !bed.pod.ip_succeeds("link show gone"));
     let datapath = Datapath::load(&bed.config).unwrap();
-    assert_eq!(datapath.links().unwrap().len(), 7);
+    assert_eq!(datapath.links().unwrap().len(), 11);
     datapath.unload().unwrap();
 }
 

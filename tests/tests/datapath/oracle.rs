@@ -1,8 +1,7 @@
 //! What policies mean, written from the meaning alone: no index, no group, no compiled rule, no code of the engine.
 
 use mesh_userspace::model::{
-    AuthorizationPolicy, DefaultAction, PolicyAction, PolicyTarget, Protocol, Rule, Service, Source, TargetPort,
-    Workload,
+    AuthorizationPolicy, DefaultAction, PolicyAction, PolicyTarget, Rule, Service, Source, TargetPort, Workload,
 };
 use std::net::IpAddr;
 
@@ -97,7 +96,7 @@ pub(crate) fn selects(service: &Service, workload: &Workload) -> bool {
 }
 
 fn targets(service: &Service, workload: &Workload) -> Vec<u16> {
-    let ports = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    let ports = service.ports.iter();
     ports.filter_map(|port| target(&port.target, workload)).collect()
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 /// Flows of this node's workloads as callers.
 const MAX_OUTBOUND: usize = 32_768;
 /// Flows that are delivered to this node's workloads; the kernel's table of callers has room for more.
-const MAX_INBOUND: usize = 24_576;
+const MAX_INBOUND: usize = 16_000;
 
 /// What all flows of the node share. Cheap to clone.
 #[derive(Clone)]

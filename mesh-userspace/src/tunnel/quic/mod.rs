@@ -28,6 +28,19 @@ const OPENED: u8 = 0;
 /// The code of a connection that is closed because it has no streams, or its workload is gone.
 const CLOSED: VarInt = VarInt::from_u32(0);
 
+/// What the kernel may hold of packets that have not been read yet: one socket serves all peers of a family, and nobody
+/// sends datagrams again that found no room.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// Gives a socket of QUIC room. Without the privilege it takes what the machine allows everyone.
+pub(super) fn enlarge(socket: &std::net::UdpSocket) {
+    if rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER).is_err()
+        && let Err(error) = rustix::net::sockopt::set_socket_recv_buffer_size(socket, RECEIVE_BUFFER)
+    {
+        tracing::debug!(%error, "cannot enlarge the receive buffer of QUIC");
+    }
+}
+
 /// QUIC's share of [`Config`]. The connection's window is unbounded and the streams' bounded, so that readers asleep
 /// on some streams never hold up the others.
 fn transport(config: &Config) -> Arc<TransportConfig> {

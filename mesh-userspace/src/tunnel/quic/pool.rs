@@ -3,7 +3,7 @@
 use super::flow::{DatagramFlow, Flows, Registration, Sink};
 use super::halves::{QuicRecv, QuicSend};
 use super::pooled::{Connections, Pooled, peer_end};
-use super::{CLOSED, OPENED, QUIC, transport};
+use super::{CLOSED, OPENED, QUIC, enlarge, transport};
 use crate::identity::{Identities, PeerRefusal, server_name};
 use crate::model::{SpiffeId, WorkloadUid};
 use crate::telemetry::tunnel::{LaneGauge, TunnelBytes, TunnelMetrics};
@@ -15,7 +15,7 @@ use crate::tunnel::{
     Config, LaneStatus, OpenError, Peer, RecvHalf, Refusal, SendHalf, Stream, StreamHeader, TlsSession, Transport,
 };
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt};
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -289,8 +289,12 @@ impl Pool {
         if let Some(endpoint) = slot {
             return Ok(endpoint.clone());
         }
-        let any = if peer.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
-        let endpoint = Endpoint::client(any)?;
+        let any: SocketAddr =
+            if peer.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
+        let socket = std::net::UdpSocket::bind(any)?;
+        enlarge(&socket);
+        let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("QUIC needs a tokio runtime"))?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime)?;
         *slot = Some(endpoint.clone());
         Ok(endpoint)
     }

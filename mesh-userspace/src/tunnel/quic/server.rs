@@ -4,7 +4,7 @@ use super::flow::{DatagramFlow, Flows, Sink};
 use super::halves::{QuicRecv, QuicSend, Use};
 use super::pool::{closed_reason, refusal};
 use super::pooled::peer_end;
-use super::{CLOSED, OPENED, QUIC, code, transport};
+use super::{CLOSED, OPENED, QUIC, code, enlarge, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
 use crate::telemetry::tunnel::TunnelBytes;
@@ -76,6 +76,7 @@ fn refuse(mut send: SendStream, mut recv: RecvStream, refusal: Refusal) {
 pub(in crate::tunnel) fn serve(shared: &Arc<Shared>, socket: std::net::UdpSocket) -> io::Result<()> {
     let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("QUIC needs a tokio runtime"))?;
     let configs = Configs { transport: transport(&shared.config), made: None };
+    enlarge(&socket);
     let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime)?;
     tokio::spawn(accept_connections(Arc::clone(shared), endpoint, configs));
     Ok(())
