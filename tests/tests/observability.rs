@@ -263,7 +263,8 @@ fn what_is_configured_is_shown_as_tables_and_as_documents() -> Result<()> {
         assert_eq!(
             status["config"]["objects"],
             json!({
-                "AuthorizationPolicy": 0, "MeshConfig": 1, "Namespace": 0, "Node": 2, "Service": 2, "WorkloadEntry": 4,
+                "AuthorizationPolicy": 0, "MeshConfig": 1, "Namespace": 0, "Node": 2, "Service": 2,
+                "TrafficPolicy": 0, "WorkloadEntry": 4,
             })
         );
         assert_eq!(status["workloads"], json!({"local": 2, "armed": 2, "failed": 0}));

@@ -84,7 +84,7 @@ fn a_stopped_daemon_leaves_nothing_behind() -> Result<()> {
     for node in ["n1", "n2"] {
         let daemon = cluster.daemon_mut(node);
         let pinned = Pinned::below(&pins(daemon))?;
-        assert_eq!((pinned.links.len(), pinned.maps.len()), (7, mesh_common::maps::ALL.len()), "{pinned:?}");
+        assert_eq!((pinned.links.len(), pinned.maps.len()), (11, mesh_common::maps::ALL.len()), "{pinned:?}");
         assert!(is_mounted(daemon.bpffs())? && daemon.socket().exists());
         let status = daemon.stop()?;
         assert!(status.success(), "{status}: {}", daemon.log_end());

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 
 /// Certificates have whole seconds: what is left of one with this many is up to a second less.
-const LIFE: i64 = 4;
+const LIFE: i64 = 8;
 
 /// The certificates of one node, renewed on demand.
 struct Node {

@@ -16,6 +16,7 @@ mod server;
 
 mod sniff;
 mod stall;
+mod udp;
 mod uring;
 mod web;
 
@@ -84,6 +85,9 @@ enum Probe {
     Attack(attack::Attack),
     /// Ask a DNS server for a name's addresses.
     Resolve(resolve::Options),
+    /// Datagrams.
+    #[command(subcommand)]
+    Udp(udp::Udp),
     /// Watch a link and search it for plaintext, until SIGTERM or the end of input.
     Sniff(sniff::Options),
 }
@@ -127,6 +131,7 @@ impl ConnectOptions {
 fn main() -> ExitCode {
     let (ok, report) = match Probe::parse() {
         Probe::Echo(options) => return server::serve(options),
+        Probe::Udp(udp) => return udp::run(udp),
         Probe::Web(options) => return web::serve(options),
         Probe::Call { way, options } => exchange::report(|call| exchange::call(way, &options, call)),
         Probe::Transfer { options, bytes, server, asleep } => {
