@@ -185,6 +185,9 @@ fn killed(name: &str, transport: &str) -> Result<()> {
     cluster.wait_for_metrics("n1", "nodemesh_balance", |metrics| {
         metrics.count("nodemesh_balance_ejections_total", &[]) >= 2
     })?;
+    let opened = metrics.opened("source");
+    cluster
+        .wait_for_metrics("n1", "nodemesh_tcp_connections_opened", |metrics| metrics.opened("source") > opened + 500)?;
     let report = finish(&cluster, load)?;
     println!("killed replicas: {} connections, {lost} silent ones moved", report.connections);
     Ok(())
