@@ -162,20 +162,20 @@ fn killed(name: &str, transport: &str) -> Result<()> {
     let silent = SocketAddr::new(vip.ip(), 81).to_string();
     let silent = cluster.hold("client", ["--count", "100", "--silent", &silent])?;
     wait::until("every silent connection is with a replica", BOUND, || (begun(&echoes) == 100).then_some(()))?;
-    let before = begun(&echoes);
+    let mut lost = 0;
     for replica in ["r1", "r4"] {
-        for servers in [&mut greeters, &mut echoes] {
-            let server = servers.remove(replica).context("it serves")?;
-            server.signal(Signal::KILL)?;
-            server.wait()?;
-        }
+        let (greeter, echo) = (greeters.remove(replica), echoes.remove_entry(replica));
+        greeter.context("it greets")?.signal(Signal::KILL)?;
+        let (_, killed) = echo.as_ref().context("it echoes")?;
+        killed.signal(Signal::KILL)?;
+        lost += begun(&echo.into_iter().collect());
+        wait::until_ok("the killed replica's connections are with others", BOUND, || {
+            let now = begun(&echoes);
+            ensure!(now == 100, "{now} of 100; {lost} were with the killed");
+            Ok(())
+        })?;
     }
-    let lost = before - begun(&echoes);
-    wait::until_ok("the killed replicas' connections are with others", BOUND, || {
-        let now = begun(&echoes);
-        ensure!(now == before, "{now} of {before}; {lost} were with the killed");
-        Ok(())
-    })?;
+    ensure!(lost > 0, "no silent connection was with a killed replica");
     silent.wait()?.success()?;
     let metrics = cluster.wait_for_metrics("n1", "nodemesh_balance", |metrics| retried(metrics, "refused") > 0)?;
     ensure!(retried(&metrics, "reset") as usize >= lost, "{}", metrics.text());
@@ -185,6 +185,9 @@ fn killed(name: &str, transport: &str) -> Result<()> {
     cluster.wait_for_metrics("n1", "nodemesh_balance", |metrics| {
         metrics.count("nodemesh_balance_ejections_total", &[]) >= 2
     })?;
+    let opened = metrics.opened("source");
+    cluster
+        .wait_for_metrics("n1", "nodemesh_tcp_connections_opened", |metrics| metrics.opened("source") > opened + 500)?;
     let report = finish(&cluster, load)?;
     println!("killed replicas: {} connections, {lost} silent ones moved", report.connections);
     Ok(())
