@@ -72,21 +72,20 @@ pub(crate) fn closed(
 
 /// A connection was accepted: if the kernel carries it, its end here will be told, too.
 #[inline(always)]
-pub(crate) fn accepted(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
+pub(crate) fn accepted(ctx: &SockOpsContext) {
     let socket = context::sock_ops_socket(ctx);
     let key = taken(&socket);
     let Some(admitted) = maps::admitted(&key) else {
-        return Ok(None);
+        return;
     };
     let Some(made) = storage(ctx, u64::from(BPF_SK_STORAGE_GET_F_CREATE)) else {
         // What it sends will be what the source has received.
-        return Ok(None);
+        return;
     };
     // SAFETY: not null, so it is this socket's storage: one aligned number.
     unsafe { made.write(admitted.connected_at_ns()) };
     sock_ops::watch_states(ctx);
     maps::mark_served(&key);
-    Ok(None)
 }
 
 /// A socket closes that did not dial.

@@ -22,7 +22,10 @@ pub(crate) fn observe(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> 
     match context::sock_ops_op(ctx) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => carried::accepted(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            carried::accepted(ctx);
+            Ok(None)
+        }
         _ => Ok(None),
     }
 }
