@@ -167,7 +167,7 @@ pub const ALL: &[Spec] = &[
 ];
 
 /// What all maps of a node may take when they are created and empty, in bytes (KERNEL: 64k LRU entries are ~10 MB).
-pub const IDLE_BUDGET_BYTES: u64 = 18 << 20;
+pub const IDLE_BUDGET_BYTES: u64 = 16 << 20;
 
 const fn array(name: &'static str, kind: Kind, value_size: usize, max_entries: u32) -> Spec {
     Spec { name, kind, key_size: size_of::<u32>(), value_size, max_entries, preallocated: true }

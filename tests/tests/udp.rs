@@ -10,9 +10,6 @@ use mesh_tests::world::World;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// At most one of so many datagrams may be lost on two busy cores.
-const LOST_OF: u64 = 100;
-
 /// `client` and `near` on n1, `far` on n2; the latter two serve UDP, port 53 leading to port 1053.
 struct Bed {
     cluster: Cluster,
@@ -105,7 +102,7 @@ fn datagrams_of_every_size_pass_both_ways() -> Result<()> {
 }
 
 #[test]
-fn twenty_clients_mix_up_nothing_and_lose_hardly_anything() -> Result<()> {
+fn twenty_clients_lose_nothing_and_mix_up_nothing() -> Result<()> {
     let bed = Bed::start("udp-many")?;
     for vip in bed.vips() {
         let text = vip.to_string();
@@ -113,9 +110,7 @@ fn twenty_clients_mix_up_nothing_and_lose_hardly_anything() -> Result<()> {
         let report = bed.ask("client", &arguments)?;
         eprintln!("{vip}: {report:?}");
         ensure!(report.error.is_none() && report.sent == 200_000, "{vip}: {report:?}");
-        // Datagrams may be lost, in the mesh as without it, when a core is busy elsewhere; they may not be mixed up.
-        let is_whole = report.lost <= report.sent / LOST_OF && report.answered + report.lost == report.sent;
-        ensure!(is_whole && report.mixed_up == 0, "{vip}: {report:?}\n{}", bed.losses());
+        ensure!(report.answered == report.sent && report.mixed_up == 0, "{vip}: {report:?}\n{}", bed.losses());
     }
     // One socket that speaks to all services of its family.
     for family in [0, 1] {
@@ -123,8 +118,7 @@ fn twenty_clients_mix_up_nothing_and_lose_hardly_anything() -> Result<()> {
         let mut arguments = vec!["calls", "--clients", "4", "--count", "1000"];
         arguments.extend(vips.iter().map(String::as_str));
         let report = bed.ask("client", &arguments)?;
-        ensure!(report.lost <= 4_000 / LOST_OF && report.mixed_up == 0, "{vips:?}: {report:?}");
-        ensure!(report.answered + report.lost == 4_000, "{vips:?}: {report:?}");
+        ensure!(report.answered == 4_000 && report.mixed_up == 0, "{vips:?}: {report:?}");
     }
     Ok(())
 }

@@ -125,7 +125,7 @@ impl Inbound {
             // Its namespace has no aliases: as for TCP, the application sees the node's own address.
             let own = application.ip();
             let socket = self.dialler.namespaces.deliver_datagrams(&local.namespace, own, application, 0).await?;
-            return Ok(Delivery { socket: Arc::new(UdpSocket::from_std(socket)?), _introduction: None });
+            return Ok(Delivery { socket: writable(socket).await?, _introduction: None });
         }
         let same_family = |range: &&AliasRange| range.own.is_ipv4() == application.is_ipv4();
         let range = local.aliases.iter().find(same_family).ok_or(ErrorKind::AddrNotAvailable)?;
@@ -140,12 +140,20 @@ impl Inbound {
         // One socket may reach one port through two services: the second is seen under another port.
         for port in [caller.port(), alias.port()] {
             if let Some(introduction) = common.aliases.introduce(call(port), alias.into())? {
-                let socket = Arc::new(UdpSocket::from_std(socket)?);
+                let socket = writable(socket).await?;
                 return Ok(Delivery { socket, _introduction: Some(introduction) });
             }
         }
         Err(ErrorKind::AddrInUse.into())
     }
+}
+
+/// A socket that takes datagrams from the first one on: until the runtime has heard of it from the kernel, an attempt to
+/// send is answered with "would block", and what a caller sends right after it is told "opened" would be dropped.
+async fn writable(socket: std::net::UdpSocket) -> io::Result<Arc<UdpSocket>> {
+    let socket = UdpSocket::from_std(socket)?;
+    socket.writable().await?;
+    Ok(Arc::new(socket))
 }
 
 /// Hands the caller's datagrams to the application.
