@@ -189,9 +189,9 @@ fn upstream(cluster: &Cluster) -> Result<Running> {
     Ok(server)
 }
 
-/// `client` on n1; `resolver`, outside of the mesh, on n2. `more` servers are asked before it.
+/// `client` on n1; `web` and, outside of the mesh, `resolver` on n2. `more` servers are asked before it.
 fn forwarding(name: &str, more: &[&str]) -> Result<Cluster> {
-    let topology = World::named(name).node("n1").pod("client").node("n2").pod("resolver");
+    let topology = World::named(name).node("n1").pod("client").node("n2").pods(&["resolver", "web"]);
     let servers: Vec<String> = more.iter().map(|server| (*server).to_owned()).chain(["10.98.2.10:53".into()]).collect();
     let cluster = Cluster::start(topology, |catalog| {
         assert!(catalog.remove("resolver"));

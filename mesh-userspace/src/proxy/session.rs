@@ -103,8 +103,8 @@ impl Session {
     pub(super) fn carried_over(&self, transport: &'static str, tls: &TlsSession) {
         self.row.set(Flow {
             transport: Some(transport),
-            group: Some(tls.group.as_str().into()),
-            suite: Some(tls.suite.as_str().into()),
+            group: known(&tls.group),
+            suite: known(&tls.suite),
             ..Flow::clone(&self.row.flow())
         });
     }
@@ -176,6 +176,11 @@ impl Edge<'_> {
             security,
         }
     }
+}
+
+/// QUIC does not tell.
+fn known(text: &str) -> Option<Arc<str>> {
+    (!text.is_empty()).then(|| text.into())
 }
 
 fn shown(protocol: Protocol) -> connections::Protocol {
