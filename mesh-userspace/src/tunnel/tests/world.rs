@@ -3,6 +3,8 @@
 use crate::ca::{Authority, Validity, init};
 use crate::identity::Identities;
 use crate::model::{NodeName, SpiffeId, TransportChoice, TrustDomain, WorkloadUid};
+use crate::runtime::Descriptors;
+use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::{
     Config, Incoming, OpenError, Peer, RecvHalf, Refusal, ResetCode, SendHalf, Server, Stream, StreamHeader, Tunnel,
@@ -87,11 +89,13 @@ impl World {
         adjust(&mut config);
         let mut registry = Registry::default();
         let metrics = Arc::new(TunnelMetrics::register(&mut registry));
-        let server = Server::bind(config.clone(), server, Arc::clone(&metrics)).unwrap();
+        let descriptors = Descriptors::new(65_536);
+        let accepts = AcceptFailures::default();
+        let server = Server::bind(config.clone(), server, Arc::clone(&metrics), descriptors.clone(), accepts).unwrap();
         let address = server.addresses()[0];
         let wake = Arc::new(Notify::new());
         let server = tokio::spawn(applications(server, Arc::clone(&wake)));
-        let tunnel = Arc::new(Tunnel::new(config, client, metrics));
+        let tunnel = Arc::new(Tunnel::new(config, client, metrics, descriptors));
         Self { tunnel, peer: peer(address), choice, wake, registry, server }
     }
 
