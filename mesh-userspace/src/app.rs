@@ -21,6 +21,7 @@ pub use running::Running;
 use crate::config::Config;
 use crate::control::file::FileSource;
 use crate::datapath::Datapath;
+use crate::engine::FITTED;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
@@ -29,6 +30,7 @@ use crate::runtime::Room;
 use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::datagrams::DatagramMetrics;
+use crate::telemetry::datapath::LeftOut;
 use crate::telemetry::dns::DnsMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
@@ -60,6 +62,7 @@ pub struct App {
     flows: FlowMetrics,
     datagrams: Datagrams,
     datapath: Datapath,
+    left_out: LeftOut,
     authority: Option<ca::Hosted>,
 }
 
@@ -140,6 +143,7 @@ impl App {
         bounds.add(move || shared.levels());
         bounds.show(metrics.registry());
         sources::register_kernel(&mut metrics, datapath.counters(), &identities);
+        let left_out = LeftOut::register(metrics.registry(), &FITTED);
         Ok(Self {
             config,
             context,
@@ -155,6 +159,7 @@ impl App {
             flows,
             datagrams,
             datapath,
+            left_out,
             authority,
         })
     }

@@ -90,7 +90,9 @@ impl Context {
     pub fn levels(&self) -> Vec<Level> {
         let mut levels = self.tunnel.levels();
         levels.extend(self.budget.levels());
-        levels.extend([self.looks.level(), self.carried.level()]);
+        let [used, capacity, hits] = self.reports.plaintext.level();
+        let plaintext = Level { bound: "plaintext_callers", used, capacity, hits };
+        levels.extend([self.looks.level(), self.carried.level(), self.balancers.level(), plaintext]);
         levels
     }
 }

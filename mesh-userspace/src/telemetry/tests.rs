@@ -23,6 +23,7 @@ pub(super) fn full() -> Metrics {
         fips: false,
     });
     datapath::register(metrics.registry(), datapath::sample());
+    datapath::LeftOut::register(metrics.registry(), &["SVC"]);
     FlowMetrics::register(metrics.registry()).closed(150, 1);
     let catalog = CatalogMetrics::register(metrics.registry());
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
