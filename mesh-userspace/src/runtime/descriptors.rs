@@ -40,6 +40,12 @@ impl Descriptors {
         self.take(self.0.size - self.0.size / LANES_SHARE)
     }
 
+    /// How many are left to connections between nodes.
+    #[must_use]
+    pub fn lanes_share(&self) -> usize {
+        self.0.size / LANES_SHARE
+    }
+
     /// One for a connection between nodes, if there is one.
     pub fn for_lane(&self) -> Option<Descriptor> {
         self.take(self.0.size)
@@ -85,7 +91,7 @@ mod tests {
         let applications: Vec<_> = std::iter::from_fn(|| budget.for_application()).collect();
         assert_eq!(applications.len(), 14);
         let lanes: Vec<_> = std::iter::from_fn(|| budget.for_lane()).collect();
-        assert_eq!(lanes.len(), 2);
+        assert_eq!((lanes.len(), budget.lanes_share()), (2, 2));
         assert_eq!(budget.level(), Level { bound: "descriptors", used: 16, capacity: 16, hits: 2 });
         drop((applications, lanes));
         assert_eq!(budget.level().used, 0);

@@ -107,12 +107,14 @@ impl Server {
     ) -> io::Result<Self> {
         let (sender, incoming) = mpsc::channel(config.max_pending);
         let closing = CancellationToken::new();
+        // Who has not proven anything yet can take the lanes' share of the descriptors at most.
+        let handshakes = config.max_pending_handshakes.min(descriptors.lanes_share().max(1));
         let shared = Arc::new(Shared {
             identities,
             metrics,
             incoming: sender,
             connections: Room::new("tunnel_inbound_connections", config.max_server_lanes),
-            handshakes: Room::new("tunnel_inbound_handshakes", config.max_pending_handshakes),
+            handshakes: Room::new("tunnel_inbound_handshakes", handshakes),
             not_offered: Arc::default(),
             descriptors,
             accepts,
