@@ -130,6 +130,13 @@ impl Inbound {
         }
         // Held no longer than the decision: a connection may last for days.
         drop(snapshot);
+        let _held = match self.context.budget.connection() {
+            Ok(held) => held,
+            Err(spent) => {
+                incoming.refuse(spent.refusal());
+                return session.fail(&spent);
+            }
+        };
         if let Err(failure) = self.deliver(incoming, &local, &session, &mut ticket).await {
             session.fail(&failure);
         }

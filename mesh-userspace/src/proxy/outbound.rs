@@ -11,20 +11,18 @@ use crate::balance::EndpointId;
 use crate::datapath::Tuples;
 use crate::engine::{Endpoint, Snapshot};
 use crate::model::{ObjectName, Protocol, Service, Traffic, Workload};
+use crate::runtime::Acceptor;
+use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::connections::Reporter;
 use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{Peer, Stream, StreamHeader};
 use mesh_common::flow::{OriginalDestination, TupleKey};
 use mesh_common::policy::Arrival;
-use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-
-/// Pause after an accept that failed for want of descriptors or memory: trying again at once would only burn the CPU.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// One in-pod listener's accepting side.
 pub struct Outbound {
@@ -69,11 +67,27 @@ impl Outbound {
     pub async fn serve(self, listener: TcpListener) {
         let outbound = Arc::new(self);
         let tracker = outbound.context.connections.clone();
-        accept_until(&outbound.local.removed, &listener, |app, source| {
+        let accepts = &outbound.context.accepts;
+        accept_until(&outbound.local.removed, &listener, accepts, |app, source| {
+            let held = match outbound.context.budget.connection() {
+                Ok(held) => held,
+                Err(spent) => return outbound.shed(&app, source, &spent),
+            };
             let outbound = outbound.clone();
-            tracker.spawn(async move { outbound.connection(app, source).await });
+            tracker.spawn(async move {
+                outbound.connection(app, source).await;
+                drop(held);
+            });
         })
         .await;
+    }
+
+    /// Resets a connection that there is no room for, at once: in the backlog it would only wait for its end.
+    fn shed(&self, app: &TcpStream, source: SocketAddr, spent: &Failure) {
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let record = original_destination(&self.tuples, self.local.namespace.cookie(), source);
+        self.unrouted(source, record.ok().map(|record| record.endpoint().into()), spent);
+        reset_on_close(app);
     }
 
     async fn connection(&self, app: TcpStream, source: SocketAddr) {
@@ -306,7 +320,7 @@ impl Outbound {
     }
 
     /// A connection that goes nowhere is counted under its source, and the service that it asked for if that is known.
-    fn unrouted(&self, source: SocketAddr, destination: Option<SocketAddr>, failure: &Failure) {
+    pub(super) fn unrouted(&self, source: SocketAddr, destination: Option<SocketAddr>, failure: &Failure) {
         let snapshot = self.context.snapshot.load();
         let service = destination.and_then(|asked| Some((asked, &snapshot.frontend(asked)?.service.name)));
         let edge = Edge {
@@ -346,21 +360,16 @@ impl Carried for Carrying<'_> {
 pub(super) async fn accept_until(
     stopped: &CancellationToken,
     listener: &TcpListener,
+    accepts: &AcceptFailures,
     mut take: impl FnMut(TcpStream, SocketAddr),
 ) {
+    let mut acceptor = Acceptor::new(|reason| accepts.count("outbound", reason));
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (app, source) = tokio::select! {
+            accepted = acceptor.next(|| listener.accept()) => accepted,
             () = stopped.cancelled() => return,
         };
-        match accepted {
-            Ok((app, source)) => take(app, source),
-            Err(error) if is_transient(&error) => {}
-            Err(error) => {
-                tracing::warn!(listener = ?listener.local_addr(), %error, "cannot accept; pausing");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        take(app, source);
     }
 }
 
@@ -385,9 +394,4 @@ pub(super) fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr
         return source;
     }
     SocketAddr::new(workload.address_like(source.ip()).unwrap_or(source.ip()), source.port())
-}
-
-/// Errors of one connection, not of the listener (accept(2), "Error handling").
-fn is_transient(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
 }

@@ -32,7 +32,7 @@ impl Inbound {
     /// Carries a flow of datagrams that has entered the registry.
     pub(in crate::proxy) async fn carry_datagrams(&self, incoming: Incoming, admitted: Admitted) {
         let Datagrams(common) = &self.datagrams;
-        let Ok(_room) = Arc::clone(&common.inbound_room).try_acquire_owned() else {
+        let Some(_place) = common.inbound_room.try_enter() else {
             common.inbound.closed(Refusal::Overloaded.reason());
             return incoming.refuse(Refusal::Overloaded);
         };
@@ -51,6 +51,13 @@ impl Inbound {
         }
         // Held no longer than the decision: a flow may last for days.
         drop(snapshot);
+        let _held = match self.context.budget.connection() {
+            Ok(held) => held,
+            Err(spent) => {
+                common.inbound.closed(spent.reason());
+                return incoming.refuse(spent.refusal());
+            }
+        };
         let outcome = self.deliver_datagrams(common, incoming, &local, &mut ticket).await;
         drop(open);
         if let Err(failure) = &outcome {
@@ -70,7 +77,11 @@ impl Inbound {
         let delivery = match reached {
             Ok(delivery) => delivery,
             Err(error) => {
-                let failure = Failure::Application(error);
+                let failure = if error.kind() == ErrorKind::AddrInUse {
+                    Failure::PortsExhausted
+                } else {
+                    Failure::Application(error)
+                };
                 incoming.refuse(failure.refusal());
                 return Err(failure);
             }

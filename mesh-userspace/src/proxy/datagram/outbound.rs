@@ -12,6 +12,7 @@ use crate::proxy::registry::{Live, Side, Ticket};
 use crate::proxy::report::Parties;
 use crate::proxy::verdict::{self, Caller};
 use crate::proxy::{Context, Failure, LocalWorkload};
+use crate::runtime::Place;
 use crate::telemetry::datagrams::DirectionMetrics;
 use crate::telemetry::policy::EnforcedBy;
 use crate::tunnel::{FlowSender, Peer, ResetCode, Sink, StreamError, StreamHeader};
@@ -22,7 +23,6 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Flows of one workload in one address family; the longest unused make room.
 const MAX_FLOWS: usize = 4_096;
@@ -137,7 +137,7 @@ impl Serving {
 
     /// Answers a DNS query. It takes a flow's room while it waits.
     fn name(self: &Arc<Self>, source: SocketAddr, number: u32, server: SocketAddr, query: Vec<u8>) {
-        let Ok(room) = Arc::clone(&self.outbound.datagrams.0.outbound_room).try_acquire_owned() else {
+        let Some(place) = self.outbound.datagrams.0.outbound_room.try_enter() else {
             return self.metrics().dropped("flow_limit");
         };
         if self.show(number, server).is_err() {
@@ -150,7 +150,7 @@ impl Serving {
                 reply = serving.outbound.context.dns.answer(&local.workload, &query) => reply,
                 () = local.removed.cancelled() => return,
             };
-            drop(room);
+            drop(place);
             if !reply.is_empty() {
                 serving.answer(source, number, &reply);
             }
@@ -177,12 +177,12 @@ impl Serving {
         if flows.len() >= MAX_FLOWS {
             self.evict(&mut flows);
         }
-        let room = Arc::clone(&self.outbound.datagrams.0.outbound_room).try_acquire_owned().ok()?;
+        let place = self.outbound.datagrams.0.outbound_room.try_enter()?;
         let opening = State::Opening { waiting: VecDeque::new(), bytes: 0 };
         let flow = Arc::new(Flow { state: Mutex::new(opening), life: Arc::new(Life::new()) });
         flows.insert(key, Arc::clone(&flow));
         drop(flows);
-        self.outbound.context.connections.spawn(Arc::clone(self).run(key, Arc::clone(&flow), room));
+        self.outbound.context.connections.spawn(Arc::clone(self).run(key, Arc::clone(&flow), place));
         Some(flow)
     }
 
@@ -197,7 +197,7 @@ impl Serving {
         }
     }
 
-    async fn run(self: Arc<Self>, key: Key, flow: Arc<Flow>, _room: OwnedSemaphorePermit) {
+    async fn run(self: Arc<Self>, key: Key, flow: Arc<Flow>, _place: Place) {
         let open = self.metrics().opened();
         let removed = &self.outbound.local.removed;
         let outcome = tokio::select! {
