@@ -92,7 +92,8 @@ pod! {
 }
 
 impl FlowRecord {
-    /// The connection begins: its SYN is about to leave. Without this flag a socket has closed.
+    /// The connection is established. Without this flag a socket has closed; one that was never connected tells its end
+    /// alone ([`Self::UNANSWERED`]), and one that TCP_REPAIR made look connected tells nothing.
     pub const OPENED: u16 = 1;
     /// It is the destination's socket that reports.
     pub const BY_DESTINATION: u16 = 2;

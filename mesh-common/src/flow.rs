@@ -36,6 +36,14 @@ impl OriginalDestination {
     pub const CARRIED: u16 = 2;
     /// The kernel's draw fell on backends that are not on this node: the daemon is to pick one of those.
     pub const ELSEWHERE: u16 = 4;
+    /// The connection that the kernel carries was answered by its destination.
+    pub const ESTABLISHED: u16 = 8;
+
+    /// Touches the flags alone.
+    #[inline(always)]
+    pub const fn mark_established(&mut self) {
+        self.flags |= Self::ESTABLISHED;
+    }
 
     #[inline(always)]
     #[must_use]
@@ -67,11 +75,19 @@ pod! {
 impl Admitted {
     /// The destination's socket reports its end, too.
     pub const SERVED: u16 = 1;
+    /// The destination has answered.
+    pub const ESTABLISHED: u16 = 2;
 
     /// Touches the flags alone: whoever else has the entry meanwhile keeps the rest of it.
     #[inline(always)]
     pub const fn mark_served(&mut self) {
         self.flags |= Self::SERVED;
+    }
+
+    /// Likewise.
+    #[inline(always)]
+    pub const fn mark_established(&mut self) {
+        self.flags |= Self::ESTABLISHED;
     }
 }
 

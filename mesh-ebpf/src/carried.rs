@@ -33,10 +33,28 @@ pub(crate) fn connecting(ctx: &SockOpsContext, original: &OriginalDestination) -
     );
     maps::admit(&dialled(&socket), &admitted)?;
     sock_ops::watch_states(ctx);
-    if !emit::flow(|| flow(ctx, &socket, original, pod.identity(), FlowRecord::OPENED), false) {
+    Ok(Some(Outcome::FlowAdmitted))
+}
+
+/// The source's socket is connected. TCP_REPAIR connects without a SYN (kernel: `tcp_connect` calls this hook all the
+/// same): where nothing has come in, nobody has answered.
+#[inline(always)]
+pub(crate) fn established(ctx: &SockOpsContext) {
+    // SAFETY: null or this socket's storage, one aligned record; nobody else changes it while the socket is locked.
+    let Some(original) = (unsafe { sock_ops::original_storage(ctx).as_mut() }) else {
+        return;
+    };
+    if original.flags() & OriginalDestination::CARRIED == 0 || context::tcp_counts(ctx).segments_in == 0 {
+        return;
+    }
+    original.mark_established();
+    let original = *original;
+    let socket = context::sock_ops_socket(ctx);
+    maps::mark_established(&dialled(&socket));
+    let identity = caller(&original).map_or(0, |pod| pod.identity());
+    if !emit::flow(|| flow(ctx, &socket, &original, identity, FlowRecord::OPENED), false) {
         emit::count(Outcome::OpenLost);
     }
-    Ok(Some(Outcome::FlowAdmitted))
 }
 
 /// The source's socket closes.
@@ -54,6 +72,10 @@ pub(crate) fn closed(
     };
     if !maps::dismiss(&key) {
         emit::count(Outcome::AdmissionEvicted);
+    }
+    if old != BPF_TCP_SYN_SENT && original.flags() & OriginalDestination::ESTABLISHED == 0 {
+        // Nobody was ever asked: see `established`.
+        return Ok(None);
     }
     let mut flags = ending(ctx, old);
     if served {

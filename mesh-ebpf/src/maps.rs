@@ -199,6 +199,15 @@ pub(crate) fn mark_served(key: &BypassKey) {
     }
 }
 
+/// Notes that the destination has answered.
+#[inline(always)]
+pub(crate) fn mark_established(key: &BypassKey) {
+    if let Some(admitted) = ADMITTED.get_ptr_mut(key) {
+        // SAFETY: as for `mark_served`.
+        unsafe { (*admitted).mark_established() };
+    }
+}
+
 /// Takes an admission back. `false`: the LRU has evicted it.
 #[inline(always)]
 pub(crate) fn dismiss(key: &BypassKey) -> bool {

@@ -3,8 +3,8 @@
 use crate::maps::{self, EVENTS, ORIG, TUPLES};
 use crate::{carried, context};
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
@@ -24,6 +24,10 @@ pub(crate) fn observe(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> 
         BPF_SOCK_OPS_STATE_CB => state_changed(ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             carried::accepted(ctx);
+            Ok(None)
+        }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+            carried::established(ctx);
             Ok(None)
         }
         _ => Ok(None),
@@ -112,16 +116,19 @@ fn close_record(ctx: &SockOpsContext, original: &OriginalDestination) -> CloseRe
 /// What the connect hook recorded for this socket, if it captured it. A copy.
 #[inline(always)]
 fn original(ctx: &SockOpsContext) -> Option<OriginalDestination> {
+    // SAFETY: null or this socket's storage: one aligned record.
+    unsafe { original_storage(ctx).as_ref() }.copied()
+}
+
+/// Where that record is; null if there is none.
+#[inline(always)]
+pub(crate) fn original_storage(ctx: &SockOpsContext) -> *mut OriginalDestination {
     let socket = context::sock_ops_sk(ctx);
     if socket.is_null() {
-        return None;
+        return core::ptr::null_mut();
     }
     // SAFETY: the map and the socket are valid for the program's run.
-    let original =
-        unsafe { bpf_sk_storage_get((&raw const ORIG).cast_mut().cast(), socket.cast(), core::ptr::null_mut(), 0) }
-            .cast::<OriginalDestination>();
-    // SAFETY: null or this socket's storage: one aligned record.
-    unsafe { original.as_ref() }.copied()
+    unsafe { bpf_sk_storage_get((&raw const ORIG).cast_mut().cast(), socket.cast(), core::ptr::null_mut(), 0) }.cast()
 }
 
 #[inline(always)]

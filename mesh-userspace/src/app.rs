@@ -21,13 +21,16 @@ pub use running::Running;
 use crate::config::Config;
 use crate::control::file::FileSource;
 use crate::datapath::Datapath;
+use crate::engine::FITTED;
 use crate::identity::Identities;
 use crate::model::{Catalog, Update};
 use crate::netns::Namespaces;
-use crate::proxy::{Balancers, Carried, Context, Datagrams, EndpointHealth, LocalWorkloads, Registry, Reports};
+use crate::proxy::{Balancers, Budget, Carried, Context, Datagrams, EndpointHealth, LocalWorkloads, Registry, Reports};
+use crate::runtime::Room;
 use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::datagrams::DatagramMetrics;
+use crate::telemetry::datapath::LeftOut;
 use crate::telemetry::dns::DnsMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
@@ -35,7 +38,7 @@ use crate::telemetry::plaintext::PlaintextCallers;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::telemetry::{Build, Metrics};
 use crate::tunnel::Tunnel;
-use crate::{admin, control, dns, tunnel};
+use crate::{admin, control, dns, proxy, tunnel};
 use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
 use issuance::Issuance;
@@ -59,6 +62,7 @@ pub struct App {
     flows: FlowMetrics,
     datagrams: Datagrams,
     datapath: Datapath,
+    left_out: LeftOut,
     authority: Option<ca::Hosted>,
 }
 
@@ -69,7 +73,7 @@ impl App {
     /// # Errors
     /// Says which of these failed and how to mend it.
     pub async fn bind(config: Config) -> Result<Self> {
-        limits::raise_descriptor_limit();
+        let descriptor_limit = limits::raise_descriptor_limit();
         let mut metrics = Metrics::new(Build { version: env!("CARGO_PKG_VERSION"), abi: mesh_common::ABI_VERSION });
         let admin = admin::Server::bind(&config.admin)?;
         let catalog_metrics = CatalogMetrics::register(metrics.registry());
@@ -88,17 +92,32 @@ impl App {
         let (identities, issuance) = issuance::open(&config.identity, &mesh.trust_domain, metrics.registry())?;
         metrics.tls(sources::offered_tls(&identities));
         let tunnel_metrics = Arc::new(TunnelMetrics::register(metrics.registry()));
-        let tunnel = tunnel::Server::bind(config.tunnel.clone(), identities.clone(), tunnel_metrics.clone())
-            .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
+        let names = dns::Server::new(snapshot.clone(), DnsMetrics::register(metrics.registry()));
+        let mut bounds = limits::Sources::default();
+        bounds.add(admin.levels());
+        if let Some(authority) = &authority {
+            bounds.add(authority.levels());
+        }
+        bounds.add(names.levels());
+        let descriptors = limits::descriptors(descriptor_limit, bounds.capacity());
+        let accepts = metrics.accepts().clone();
+        let tunnel = tunnel::Server::bind(
+            config.tunnel.clone(),
+            identities.clone(),
+            tunnel_metrics.clone(),
+            descriptors.clone(),
+            accepts.clone(),
+        )
+        .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
         let (balancers, health) = (Balancers::default(), EndpointHealth::default());
         let sums = sources::balance(balancers.clone(), health.clone());
-        let names = dns::Server::new(snapshot.clone(), DnsMetrics::register(metrics.registry()));
+        bounds.add(tunnel.levels());
         let context = Arc::new(Context {
             node: config.node.clone(),
             snapshot,
             dns: names,
             locals: LocalWorkloads::default(),
-            tunnel: Tunnel::new(config.tunnel.clone(), identities.clone(), tunnel_metrics),
+            tunnel: Tunnel::new(config.tunnel.clone(), identities.clone(), tunnel_metrics, descriptors.clone()),
             tunnel_port: config.tunnel_port,
             connect_timeout: config.tunnel.connect_timeout,
             metrics: metrics.connections().clone(),
@@ -109,13 +128,22 @@ impl App {
             reports: Reports { metrics: metrics.policy().clone(), plaintext: PlaintextCallers::default() },
             registry: Registry::default(),
             carried: Carried::default(),
+            budget: Budget::new(descriptors, config.connections),
+            accepts,
+            looks: Room::new("socket_looks", proxy::LOOKERS),
             connections: TaskTracker::new(),
         });
         let namespaces = Namespaces::spawn().context("cannot start the thread that enters network namespaces")?;
         let flows = FlowMetrics::register(metrics.registry());
         let datapath = Datapath::load(&config.datapath).context("cannot load the eBPF programs")?;
         let datagrams = Datagrams::new(datapath.aliases(), &DatagramMetrics::register(metrics.registry()));
+        bounds.add(datagrams.levels());
+        bounds.add(namespaces.levels());
+        let shared = context.clone();
+        bounds.add(move || shared.levels());
+        bounds.show(metrics.registry());
         sources::register_kernel(&mut metrics, datapath.counters(), &identities);
+        let left_out = LeftOut::register(metrics.registry(), &FITTED);
         Ok(Self {
             config,
             context,
@@ -131,6 +159,7 @@ impl App {
             flows,
             datagrams,
             datapath,
+            left_out,
             authority,
         })
     }

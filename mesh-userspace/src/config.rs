@@ -25,6 +25,8 @@ pub struct Config {
     pub datapath: crate::datapath::Config,
     pub admin: crate::admin::Config,
     pub log: Log,
+    /// Connections of applications that may be carried at once, both directions together.
+    pub connections: usize,
     /// How long SIGTERM waits for connections to end by themselves.
     pub drain: Duration,
     /// The certificate authority that runs inside this daemon, if one does.
@@ -71,6 +73,8 @@ struct RawConfig {
     admin: RawAdmin,
     #[serde(default)]
     log: RawLog,
+    #[serde(default)]
+    limits: RawLimits,
     #[serde(default = "default_drain")]
     drain: String,
     ca: Option<ca::RawAuthority>,
@@ -135,6 +139,12 @@ impl Default for RawDatapath {
     fn default() -> Self {
         Self { bpffs: "/sys/fs/bpf".into(), pin: "nodemesh".into(), heartbeat_timeout: "2s".into() }
     }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct RawLimits {
+    connections: Option<usize>,
 }
 
 /// A tracing filter: `info`, `debug`, `info,mesh_userspace::tunnel=debug`.
@@ -239,6 +249,7 @@ impl Config {
             },
             admin: crate::admin::Config { socket: raw.admin.socket, listen: raw.admin.listen },
             log: raw.log.checked()?,
+            connections: raw.limits.checked()?,
             drain: duration(&raw.drain).context("drain")?,
             ca: raw.ca.map(ca::RawAuthority::checked).transpose()?,
         })
@@ -247,6 +258,15 @@ impl Config {
 
 fn is_pin_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
+impl RawLimits {
+    fn checked(&self) -> Result<usize> {
+        let connections = self.connections.unwrap_or(MAX_CONNECTIONS);
+        let is_sound = (1..=MAX_CONNECTIONS).contains(&connections);
+        ensure!(is_sound, "limits.connections: from 1 to {MAX_CONNECTIONS}");
+        Ok(connections)
+    }
 }
 
 impl RawLog {
@@ -261,6 +281,8 @@ impl RawLog {
     }
 }
 
+/// Connections carried at once, if nothing else is said: descriptors run out before.
+const MAX_CONNECTIONS: usize = 1_048_576;
 /// Port of the daemon's listeners inside workloads' network namespaces.
 pub const OUTBOUND_PORT: u16 = 15001;
 /// SO_MARK of the daemon's sockets inside workloads' network namespaces.
@@ -306,6 +328,7 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
         assert_eq!(config.admin.listen.port(), 9415);
         assert_eq!(config.datapath.pin, "nodemesh");
         assert_eq!(config.drain, Duration::from_secs(5));
+        assert_eq!(config.connections, 1_048_576);
     }
 
     #[test]
@@ -340,6 +363,7 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
             ("'[fd00::1]:15008'", "'[fd00::1]:15009'", "tunnel.listen"),
             ("}\n", "}\ndatapath: {pin: a/b}\n", "datapath.pin"),
             ("}\n", "}\ndrain: 5 minutes\n", "drain"),
+            ("}\n", "}\nlimits: {connections: 0}\n", "limits.connections"),
             ("nodemesh/identity}", "nodemesh/identity, ca: {address: []}}", "identity.ca.address"),
             ("nodemesh/identity}", "nodemesh/identity, ca: {address: [here]}}", "address"),
         ] {

@@ -40,6 +40,8 @@ pub struct Daemon {
     bpffs: PathBuf,
     metrics: SocketAddr,
     child: Option<Child>,
+    /// Soft and hard limit of open files, if not the test's own.
+    descriptors: Option<u64>,
 }
 
 impl Daemon {
@@ -77,7 +79,7 @@ impl Daemon {
         let metrics = SocketAddr::from((node.v4(), METRICS_PORT));
         let log = folder.join("nodemeshd.log");
         let (node, place) = (node.name().to_owned(), node.into());
-        Ok(Self { node, verb: &["run"], place, config, log, socket, bpffs, metrics, child: None })
+        Ok(Self { node, verb: &["run"], place, config, log, socket, bpffs, metrics, child: None, descriptors: None })
     }
 
     /// A certificate authority on a node, which keeps its state in `folder` (made by `nodemeshd ca init`): writes its
@@ -102,7 +104,23 @@ impl Daemon {
         let metrics = SocketAddr::from((node.v4(), AUTHORITY_METRICS_PORT));
         let (log, bpffs) = (node.folder().join("ca.log"), node.folder().join("bpffs"));
         let (node, place) = (node.name().to_owned(), node.into());
-        Ok(Self { node, verb: &["ca", "run"], place, config, log, socket, bpffs, metrics, child: None })
+        Ok(Self {
+            node,
+            verb: &["ca", "run"],
+            place,
+            config,
+            log,
+            socket,
+            bpffs,
+            metrics,
+            child: None,
+            descriptors: None,
+        })
+    }
+
+    /// Limits the files that it may have open from its next start on.
+    pub fn limit_descriptors(&mut self, limit: u64) {
+        self.descriptors = Some(limit);
     }
 
     /// Starts it and waits until it is ready.
@@ -121,7 +139,14 @@ impl Daemon {
     pub fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "the daemon of {} runs already", self.node);
         let log = File::options().create(true).append(true).open(&self.log).context("cannot open the daemon's log")?;
-        let mut command = Command::new(binary("nodemeshd"));
+        let mut command = match self.descriptors {
+            Some(limit) => {
+                let mut limited = Command::new("prlimit");
+                limited.arg(format!("--nofile={limit}:{limit}")).arg(binary("nodemeshd"));
+                limited
+            }
+            None => Command::new(binary("nodemeshd")),
+        };
         command.args(self.verb).arg("-c").arg(&self.config);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         place_command(&mut command, &self.place)?;

@@ -184,3 +184,63 @@ fn connections_within_a_node_need_no_daemon() -> Result<()> {
     assert_eq!(open(&end), 0);
     Ok(())
 }
+
+/// Processes in the node's own namespace speak under the bridge's address; the kernel knows them by their cgroup.
+#[test]
+fn a_host_process_calls_pods_of_its_node_through_the_kernel_under_its_own_name_and_policies() -> Result<()> {
+    let topology = World::named("unit").node("n1").pods(&["client", "server"]).host("unit").host("clerk");
+    let mut cluster = Cluster::start(topology, |catalog| {
+        catalog.service("server", 80, PORT);
+        catalog.workload("server").mode("strict");
+        catalog.workload("unit").ports.insert("status".to_owned(), 9100);
+        catalog.workload("clerk").ports.insert("status".to_owned(), 9101);
+    })?;
+    let _echo = cluster.serve("server", PORT, &[])?;
+    cluster.wait_until_served("unit", "server")?;
+    let before = settle(&cluster)?;
+    let mut calls = Vec::new();
+    for address in addresses(&cluster) {
+        let call = call(&cluster, "unit", &address)?;
+        ensure!(call.ok, "{address}: {call:?}");
+        calls.push(call);
+    }
+    let count = calls.len() as u64;
+    let of = |metrics: &Metrics, what: &str, reporter: &str| {
+        let labels = [
+            ("reporter", reporter),
+            ("source_workload", "unit"),
+            ("destination_workload", "server"),
+            ("connection_security_policy", "kernel"),
+        ];
+        metrics.count(&format!("nodemesh_tcp_{what}_total"), &labels)
+    };
+    let after = cluster.wait_for_metrics("n1", "nodemesh_tcp_connections", |metrics| {
+        let closed =
+            |reporter| of(metrics, "connections_closed", reporter) - of(&before, "connections_closed", reporter);
+        closed("source") == count && closed("destination") == count
+    })?;
+    let outcome = |hook, reason| after.outcome(hook, reason) - before.outcome(hook, reason);
+    assert_eq!((outcome("connect", "same_node"), outcome("connect", "captured")), (count, 0));
+    assert_eq!((outcome("sock_ops", "admitted"), outcome("sk_lookup", "same_node")), (count, count));
+    let (sent, received) = (sum(&calls, |call| call.bytes_sent), sum(&calls, |call| call.bytes_received));
+    for reporter in ["source", "destination"] {
+        let change = |what| of(&after, what, reporter) - of(&before, what, reporter);
+        assert_eq!(change("connections_opened"), count);
+        assert_eq!((change("received_bytes"), change("sent_bytes")), (sent, received), "{reporter}");
+    }
+
+    let clerk = call(&cluster, "clerk", &addresses(&cluster)[0])?;
+    ensure!(clerk.ok, "{clerk:?}");
+    cluster.catalog.policy("callers").for_app("server").rule("unit", &[account("unit")], &[]);
+    cluster.catalog.write()?;
+    for address in addresses(&cluster) {
+        wait::until_ok("the other host process is refused", BOUND, || {
+            let refused = call(&cluster, "clerk", &address)?;
+            ensure!(refused.errno.as_deref() == Some("EACCES"), "{address}: {refused:?}");
+            Ok(())
+        })?;
+        let allowed = call(&cluster, "unit", &address)?;
+        ensure!(allowed.ok, "{address}: {allowed:?}");
+    }
+    Ok(())
+}

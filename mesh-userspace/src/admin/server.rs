@@ -4,6 +4,8 @@
 use super::socket::{self, BoundSocket};
 use super::{AuthoritySources, Process, Sources};
 use super::{pages, rows};
+use crate::runtime::{Acceptor, Level, Room};
+use crate::telemetry::bounds::AcceptFailures;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -11,11 +13,9 @@ use hyper_util::service::TowerToHyperService;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Connections at a time, each listener for itself.
@@ -24,8 +24,6 @@ const CONNECTIONS: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a connection may take in all. A scraper that keeps its connection open dials anew after it.
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
-/// After accept() failed for want of a resource.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -41,6 +39,8 @@ pub struct Server {
     socket: BoundSocket,
     unix: UnixListener,
     tcp: TcpListener,
+    /// Connections to the socket, and to the port.
+    rooms: [Room; 2],
 }
 
 impl Server {
@@ -59,7 +59,9 @@ impl Server {
         let (listener, socket) = socket::bind(&config.socket)
             .map_err(|error| context(&error, &format!("admin socket {}", config.socket.display())))?;
         listener.set_nonblocking(true)?;
-        Ok(Self { socket, unix: UnixListener::from_std(listener)?, tcp })
+        let rooms =
+            [Room::new("admin_socket_connections", CONNECTIONS), Room::new("admin_port_connections", CONNECTIONS)];
+        Ok(Self { socket, unix: UnixListener::from_std(listener)?, tcp, rooms })
     }
 
     /// Where metrics are served; the port is the real one where the configuration said 0.
@@ -70,6 +72,12 @@ impl Server {
         self.tcp.local_addr()
     }
 
+    /// How full it is, now and whenever it is asked again.
+    pub fn levels(&self) -> impl Fn() -> Vec<Level> + Send + Sync + 'static {
+        let rooms = self.rooms.clone();
+        move || rooms.iter().map(Room::level).collect()
+    }
+
     #[must_use]
     pub fn socket_path(&self) -> &Path {
         self.socket.path()
@@ -78,57 +86,59 @@ impl Server {
     /// Answers until `stop` is cancelled, lets requests that run finish, and removes the socket.
     pub async fn serve(self, sources: Sources, stop: CancellationToken) {
         let process = Process { metrics: sources.metrics.clone(), not_ready: sources.not_ready.clone() };
-        self.serve_routes(rows::router(sources), pages::router(process), stop).await;
+        let accepts = sources.metrics.accepts().clone();
+        self.serve_routes(rows::router(sources), pages::router(process), &accepts, stop).await;
     }
 
     /// [`Self::serve`] for a process that is a certificate authority and nothing else.
     pub async fn serve_authority(self, sources: AuthoritySources, stop: CancellationToken) {
         let AuthoritySources { metrics, not_ready, authority } = sources;
+        let accepts = metrics.accepts().clone();
         let public = pages::router(Process { metrics, not_ready });
-        self.serve_routes(rows::authority_router(authority), public, stop).await;
+        self.serve_routes(rows::authority_router(authority), public, &accepts, stop).await;
     }
 
-    async fn serve_routes(self, local: Router, public: Router, stop: CancellationToken) {
-        let Self { socket, unix, tcp } = self;
-        let on_socket = accept_loop(|| async { unix.accept().await.map(|(stream, _)| stream) }, local, &stop);
-        let on_port = accept_loop(|| async { tcp.accept().await.map(|(stream, _)| stream) }, public, &stop);
+    async fn serve_routes(self, local: Router, public: Router, accepts: &AcceptFailures, stop: CancellationToken) {
+        let Self { socket, unix, tcp, rooms: [socket_room, port_room] } = self;
+        let accept = || async { unix.accept().await.map(|(stream, _)| stream) };
+        let failed = |reason| accepts.count("admin_socket", reason);
+        let on_socket = accept_loop(accept, Acceptor::new(failed), socket_room, local, &stop);
+        let accept = || async { tcp.accept().await.map(|(stream, _)| stream) };
+        let failed = |reason| accepts.count("admin_port", reason);
+        let on_port = accept_loop(accept, Acceptor::new(failed), port_room, public, &stop);
         tokio::join!(on_socket, on_port);
         drop(socket);
     }
 }
 
-async fn accept_loop<S, A>(accept: impl Fn() -> A, router: Router, stop: &CancellationToken)
-where
+async fn accept_loop<S, A, F>(
+    accept: impl Fn() -> A,
+    mut acceptor: Acceptor<F>,
+    room: Room,
+    router: Router,
+    stop: &CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Future<Output = io::Result<S>>,
+    F: Fn(&'static str),
 {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let accepted = tokio::select! {
+        let (place, stream) = tokio::select! {
             () = stop.cancelled() => break,
             accepted = async {
-                // No permit, no accept: further clients wait in the kernel's backlog, which is bounded too.
-                let permit = permits.clone().acquire_owned().await;
-                (accept().await, permit)
+                // No place, no accept: further clients wait in the kernel's backlog, which is bounded too.
+                let place = room.enter().await;
+                (place, acceptor.next(&accept).await)
             } => accepted,
         };
-        match accepted {
-            (Ok(stream), Ok(permit)) => {
-                let router = router.clone();
-                let stop = stop.clone();
-                connections.spawn(async move {
-                    serve_connection(stream, router, stop).await;
-                    drop(permit);
-                });
-            }
-            (Ok(_), Err(_)) => break,
-            (Err(error), _) => {
-                tracing::warn!(%error, "an admin connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        let router = router.clone();
+        let stop = stop.clone();
+        connections.spawn(async move {
+            serve_connection(stream, router, stop).await;
+            drop(place);
+        });
     }
     while connections.join_next().await.is_some() {}
 }

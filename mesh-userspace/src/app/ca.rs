@@ -1,12 +1,13 @@
 //! A certificate authority in this process: one of its own (`nodemeshd ca run`), or inside the daemon.
 
+use super::limits;
 use crate::admin::{self, AuthoritySources};
 use crate::ca::{Authority, CaError, JoinError, Placement, Server, Service, enrol, is_member};
 use crate::config::{self, CaConfig, Config};
 use crate::control::file::FileSource;
 use crate::engine::Snapshot;
 use crate::model::{NodeName, Object, ObjectKey, ObjectName, SpiffeId, Update, Workload};
-use crate::runtime::{Blocker, Ready, Tasks};
+use crate::runtime::{Blocker, Level, Ready, Tasks};
 use crate::telemetry::ca::CaMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::{Build, Metrics};
@@ -32,7 +33,7 @@ impl Hosted {
     /// Opens the authority and binds its port. `placement` says which identities a node may ask for.
     pub(super) fn bind(config: &config::Authority, metrics: &mut Metrics, placement: Placement) -> Result<Self> {
         let authority = Authority::open_with(&config.directory, config.lives, OffsetDateTime::now_utc())?;
-        let server = Server::bind(&config.listen)?;
+        let server = Server::bind(&config.listen, metrics.accepts().clone())?;
         let service = Service::new(authority, placement, CaMetrics::register(metrics.registry()))?;
         Ok(Self { service, server, listen: config.listen.clone() })
     }
@@ -52,6 +53,11 @@ impl Hosted {
         let hosted = Self::bind(authority, metrics, placement)?;
         hosted.enrol(&config.node, config.identity.directory())?;
         Ok(Some(hosted))
+    }
+
+    /// How full its bound is, now and whenever it is asked again.
+    pub(super) fn levels(&self) -> impl Fn() -> Vec<Level> + Send + Sync + 'static {
+        self.server.levels()
     }
 
     /// For the admin interface.
@@ -90,6 +96,10 @@ pub(super) async fn run(config: CaConfig) -> Result<()> {
     let (updates, _health) = FileSource::spawn(&config.catalog, catalog_metrics)?;
     let placed = Placed::default();
     let hosted = Hosted::bind(&config.authority, &mut metrics, placed.placement())?;
+    let mut bounds = limits::Sources::default();
+    bounds.add(admin.levels());
+    bounds.add(hosted.levels());
+    bounds.show(metrics.registry());
     let ready = Ready::default();
     let catalog_read = ready.block("the catalog is not read yet");
     let mut tasks = Tasks::new(CancellationToken::new());

@@ -3,11 +3,12 @@
 
 use super::workloads::Workloads;
 use crate::datapath::Datapath;
-use crate::engine::{Engine, Snapshot, Tables, diff};
+use crate::engine::{Capacity, Engine, LeftOut, Snapshot, Tables, diff, fit};
 use crate::identity::Identities;
 use crate::model::{Catalog, Object, ObjectKey, SpiffeId, Update, WorkloadUid};
 use crate::proxy::{self, HealthChecks, PlaintextSweep};
 use crate::runtime::{Blocker, Ready};
+use crate::telemetry;
 use anyhow::{Context as _, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub(super) struct Reconciler {
     pub(super) ready: Ready,
     /// Holds readiness back while the catalog is not applied.
     pub(super) blocked: Option<Blocker>,
+    /// Holds readiness back while not all of the catalog fits the kernel's maps.
+    pub(super) unfit: Unfit,
     /// When a change that could not be applied is tried again, if there is one.
     pub(super) retry_at: Option<Instant>,
     /// Workloads that have ended since the last change was applied.
@@ -64,6 +67,8 @@ pub(super) struct Reconciler {
     pub(super) plaintext: PlaintextSweep,
     /// Probes this node's endpoints.
     pub(super) health: HealthChecks,
+    /// What a predecessor left is removed.
+    pub(super) is_settled: bool,
     /// What the kernel's tables were written from.
     pub(super) applied: Arc<Snapshot>,
 }
@@ -73,7 +78,7 @@ impl Reconciler {
     /// datapath back, disarmed.
     ///
     /// # Errors
-    /// If the catalog source ends or the kernel's tables cannot be written.
+    /// If the catalog source ends.
     pub(super) async fn run(
         mut self,
         first: Catalog,
@@ -85,10 +90,7 @@ impl Reconciler {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut current = Tables::default();
         self.engine.handle_update(Update::Snapshot(first), Instant::now());
-        self.apply(&mut current).await?;
-        self.datapath.settle().context("cannot remove what a predecessor left")?;
-        self.blocked = None;
-        tracing::info!("ready");
+        self.apply_or_retry(&mut current).await;
         loop {
             tokio::select! {
                 () = release.cancelled() => break,
@@ -133,17 +135,18 @@ impl Reconciler {
     /// Applies; what cannot be applied (a table is full) is reported and tried again, and what is in force stays.
     async fn apply_or_retry(&mut self, current: &mut Tables) {
         match self.apply(current).await {
-            Ok(()) => (self.blocked, self.retry_at) = (None, None),
+            Ok(()) => {
+                if self.blocked.take().is_some() {
+                    tracing::info!("the catalog is applied");
+                }
+                self.retry_at = None;
+            }
             Err(error) => {
                 // Some operations are done and some are not: the next attempt writes everything.
                 self.datapath.distrust_tables();
                 *current = Tables::default();
-                self.retry_at = Some(Instant::now() + RETRY);
-                if self.blocked.is_none() {
-                    tracing::error!(
-                        error = format!("{error:#}"),
-                        "cannot apply a change of the catalog; will try again"
-                    );
+                if self.retry_at.replace(Instant::now() + RETRY).is_none() {
+                    tracing::error!(error = format!("{error:#}"), "cannot apply the catalog; will try again");
                 }
                 self.blocked =
                     Some(self.ready.block("a change of the catalog cannot be written to the kernel's tables"));
@@ -152,7 +155,8 @@ impl Reconciler {
     }
 
     async fn apply(&mut self, current: &mut Tables) -> Result<()> {
-        let desired = self.engine.desired().clone();
+        let (desired, left_out) = fit(self.engine.desired().clone(), &Capacity::KERNEL);
+        self.unfit.show(left_out, &self.ready);
         warn_of_another_trust_domain(current, &desired);
         // Certificates are under way before the workloads that need them are armed.
         self.speak_for(identities_of(&desired));
@@ -170,6 +174,9 @@ impl Reconciler {
             self.context.tunnel.forget(&uid);
         }
         self.tend().await;
+        if !std::mem::replace(&mut self.is_settled, true) {
+            self.datapath.settle().context("cannot remove what a predecessor left")?;
+        }
         Ok(())
     }
 
@@ -211,6 +218,35 @@ impl Reconciler {
             *report = next;
             changed
         });
+    }
+}
+
+/// What the kernel's maps have no room for.
+pub(super) struct Unfit {
+    shown: telemetry::datapath::LeftOut,
+    now: LeftOut,
+    blocker: Option<Blocker>,
+}
+
+impl Unfit {
+    pub(super) fn new(shown: telemetry::datapath::LeftOut) -> Self {
+        Self { shown, now: LeftOut::new(), blocker: None }
+    }
+
+    fn show(&mut self, left_out: LeftOut, ready: &Ready) {
+        if left_out == self.now {
+            return;
+        }
+        for map in self.now.keys().filter(|map| !left_out.contains_key(*map)) {
+            self.shown.set(map, 0);
+        }
+        for (map, entries) in &left_out {
+            self.shown.set(map, *entries);
+            tracing::error!(map, entries, "the kernel's map has no room for this many entries of the catalog");
+        }
+        self.blocker = (!left_out.is_empty())
+            .then(|| ready.block("not all of the catalog fits the kernel's maps (nodemesh_bpf_map_left_out)"));
+        self.now = left_out;
     }
 }
 

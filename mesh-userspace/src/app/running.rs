@@ -1,7 +1,7 @@
 //! The running daemon: its tasks, and the order in which it ends.
 
 use super::host::OwnPorts;
-use super::reconcile::{Reconciler, Report};
+use super::reconcile::{Reconciler, Report, Unfit};
 use super::workloads::Workloads;
 use super::{App, ca, sources};
 use crate::datapath::{Admissions, Datapath, Event, monotonic_nanoseconds};
@@ -114,11 +114,13 @@ impl App {
             report,
             ready: ready.clone(),
             blocked: Some(ready.block("the catalog is not applied yet")),
+            unfit: Unfit::new(self.left_out),
             retry_at: None,
             ended: Vec::new(),
             spoken_for: BTreeSet::new(),
             plaintext,
             health: HealthChecks::new(dialler),
+            is_settled: false,
             applied: Arc::default(),
         };
         let (disarm, disarmed) = oneshot::channel();

@@ -8,6 +8,7 @@ use crate::datapath::{Datapath, Tuples};
 use crate::model::{Workload, WorkloadUid};
 use crate::netns::{AliasRange, CaptureSocket, Namespace, Namespaces};
 use crate::proxy::{Context, DatagramOutbound, Datagrams, LocalWorkload, Outbound};
+use crate::runtime::Descriptor;
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use mesh_common::Ip;
@@ -27,6 +28,8 @@ struct Armed {
     /// What the kernel has of it.
     pod: Pod,
     listeners: JoinSet<()>,
+    /// Those of the namespace and of what listens in it.
+    _descriptors: Descriptor,
 }
 
 /// Desired and armed workloads of this node.
@@ -194,6 +197,7 @@ impl Workloads {
                 return Err(error);
             }
         };
+        let descriptors = self.context.budget.for_daemon(1 + bound.len() + capturing.len());
         let mut listeners = JoinSet::new();
         for listener in bound {
             let outbound =
@@ -210,7 +214,7 @@ impl Workloads {
             };
             listeners.spawn(outbound.serve(socket));
         }
-        Ok(Armed { local, pod, listeners })
+        Ok(Armed { local, pod, listeners, _descriptors: descriptors })
     }
 
     async fn listen(&self, namespace: &Namespace, workload: &Workload) -> Result<Vec<TcpListener>> {

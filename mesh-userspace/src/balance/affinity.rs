@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Callers that are remembered for one group: many times the addresses that the workloads of a node have.
-pub(super) const CALLERS_MAX: usize = 4_096;
+pub const CALLERS_MAX: usize = 4_096;
 /// When there are so many, those whose time is over are looked for this often at most.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 

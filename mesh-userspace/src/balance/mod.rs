@@ -29,6 +29,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use affinity::CALLERS_MAX;
 pub use group::Group;
 pub use health::Probes;
 pub use member::EndpointId;

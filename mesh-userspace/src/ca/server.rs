@@ -2,6 +2,8 @@
 
 use super::routes::{Caller, router};
 use super::service::Service;
+use crate::runtime::{Acceptor, Level, Place, Room};
+use crate::telemetry::bounds::AcceptFailures;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -11,7 +13,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -30,13 +31,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(2);
 /// What open connections get when the authority stops.
 const DRAIN: Duration = Duration::from_secs(5);
-/// After accept() failed for want of a resource.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The listeners, bound and not yet served.
 #[derive(Debug)]
 pub struct Server {
     listeners: Vec<TcpListener>,
+    door: Arc<Door>,
+    accepts: AcceptFailures,
 }
 
 impl Server {
@@ -44,7 +45,7 @@ impl Server {
     ///
     /// # Errors
     /// If one cannot be bound; the error names it.
-    pub fn bind(listen: &[SocketAddr]) -> io::Result<Self> {
+    pub fn bind(listen: &[SocketAddr], accepts: AcceptFailures) -> io::Result<Self> {
         let bind = |address: &SocketAddr| {
             std::net::TcpListener::bind(address)
                 .and_then(|listener| {
@@ -53,7 +54,9 @@ impl Server {
                 })
                 .map_err(|error| io::Error::new(error.kind(), format!("CA address {address}: {error}")))
         };
-        Ok(Self { listeners: listen.iter().map(bind).collect::<Result<_, _>>()? })
+        let listeners = listen.iter().map(bind).collect::<Result<_, _>>()?;
+        let door = Door { places: Room::new("authority_connections", CONNECTIONS), by_address: Mutex::default() };
+        Ok(Self { listeners, door: Arc::new(door), accepts })
     }
 
     /// Where it listens; the ports are the real ones where 0 was asked for.
@@ -64,12 +67,17 @@ impl Server {
         self.listeners.iter().map(TcpListener::local_addr).collect()
     }
 
+    /// How full it is, now and whenever it is asked again.
+    pub fn levels(&self) -> impl Fn() -> Vec<Level> + Send + Sync + 'static {
+        let door = self.door.clone();
+        move || vec![door.places.level()]
+    }
+
     /// Answers, and does what is due, until `stop` is cancelled; lets requests that run finish.
     pub async fn serve(self, service: Arc<Service>, stop: CancellationToken) {
-        let door = Arc::new(Door { places: Semaphore::new(CONNECTIONS), by_address: Mutex::default() });
         let mut loops = JoinSet::new();
         for listener in self.listeners {
-            loops.spawn(accept_loop(listener, service.clone(), door.clone(), stop.clone()));
+            loops.spawn(accept_loop(listener, self.accepts.clone(), service.clone(), self.door.clone(), stop.clone()));
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -79,35 +87,34 @@ impl Server {
     }
 }
 
-async fn accept_loop(listener: TcpListener, service: Arc<Service>, door: Arc<Door>, stop: CancellationToken) {
+async fn accept_loop(
+    listener: TcpListener,
+    accepts: AcceptFailures,
+    service: Arc<Service>,
+    door: Arc<Door>,
+    stop: CancellationToken,
+) {
+    let mut acceptor = Acceptor::new(|reason| accepts.count("authority", reason));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let accepted = tokio::select! {
+        let (stream, address) = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = acceptor.next(|| listener.accept()) => accepted,
         };
-        match accepted {
-            Ok((stream, address)) => {
-                // One address cannot take every place, and nobody waits behind a crowd: too many are turned away.
-                let Some(place) = Place::take(&door, address.ip()) else {
-                    tracing::debug!(%address, "too many connections to the certificate authority");
-                    continue;
-                };
-                let (service, stop) = (service.clone(), stop.clone());
-                connections.spawn(async move {
-                    let _place = place;
-                    let served = tokio::time::timeout(CONNECTION_LIFETIME, serve(stream, address, service, stop));
-                    if let Ok(Err(error)) = served.await {
-                        tracing::debug!(%address, %error, "a connection to the certificate authority broke off");
-                    }
-                });
+        // One address cannot take every place, and nobody waits behind a crowd: too many are turned away.
+        let Some(admission) = Admission::take(&door, address.ip()) else {
+            tracing::debug!(%address, "too many connections to the certificate authority");
+            continue;
+        };
+        let (service, stop) = (service.clone(), stop.clone());
+        connections.spawn(async move {
+            let _admission = admission;
+            let served = tokio::time::timeout(CONNECTION_LIFETIME, serve(stream, address, service, stop));
+            if let Ok(Err(error)) = served.await {
+                tracing::debug!(%address, %error, "a connection to the certificate authority broke off");
             }
-            Err(error) => {
-                tracing::warn!(%error, "a connection to the certificate authority could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        });
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
@@ -143,29 +150,30 @@ async fn serve(
 /// Counts who is inside.
 #[derive(Debug)]
 struct Door {
-    places: Semaphore,
+    places: Room,
     by_address: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// A connection's place; given back when dropped.
-struct Place {
+/// Lets a connection in; out again when dropped.
+struct Admission {
     door: Arc<Door>,
     address: IpAddr,
+    _place: Place,
 }
 
-impl Place {
+impl Admission {
     fn take(door: &Arc<Door>, address: IpAddr) -> Option<Self> {
         let mut by_address = door.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         if by_address.get(&address).is_some_and(|count| *count >= CONNECTIONS_PER_ADDRESS) {
             return None;
         }
-        door.places.try_acquire().ok()?.forget();
+        let place = door.places.try_enter()?;
         *by_address.entry(address).or_default() += 1;
-        Some(Self { door: door.clone(), address })
+        Some(Self { door: door.clone(), address, _place: place })
     }
 }
 
-impl Drop for Place {
+impl Drop for Admission {
     fn drop(&mut self) {
         let mut by_address = self.door.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = by_address.get_mut(&self.address) {
@@ -174,6 +182,5 @@ impl Drop for Place {
                 by_address.remove(&self.address);
             }
         }
-        self.door.places.add_permits(1);
     }
 }

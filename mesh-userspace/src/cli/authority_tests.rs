@@ -7,6 +7,7 @@ use crate::admin::documents::Document;
 use crate::admin::{self, AuthoritySources};
 use crate::ca::{Authority, Placement, Server, Service, init};
 use crate::model::TrustDomain;
+use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::ca::CaMetrics;
 use crate::telemetry::{Build, Metrics};
 use clap::Parser;
@@ -33,7 +34,7 @@ impl Process {
             let placement: Placement = Arc::new(|_, _| false);
             let metrics_of_ca = CaMetrics::register(metrics.registry());
             let service = Service::new(Authority::open(&ca).unwrap(), placement, metrics_of_ca).unwrap();
-            let server = Server::bind(&[([127, 0, 0, 1], 0).into()]).unwrap();
+            let server = Server::bind(&[([127, 0, 0, 1], 0).into()], AcceptFailures::default()).unwrap();
             let listen = server.addresses().unwrap();
             let config =
                 admin::Config { socket: directory.path().join("admin.sock"), listen: ([127, 0, 0, 1], 0).into() };

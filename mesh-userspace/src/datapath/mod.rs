@@ -116,6 +116,22 @@ impl Datapath {
     ///
     /// A map is full or cannot be written; the operations before it are done.
     pub fn apply(&mut self, ops: &[MapOp]) -> anyhow::Result<()> {
+        let mut written = self.write(ops);
+        if written.is_err() && self.inherited {
+            // What a predecessor left may take the room. Where a policy group goes before its last reference does,
+            // nothing passes until the new one is there.
+            self.tables.retain_set_by(ops)?;
+            written = self.write(ops);
+        }
+        written?;
+        if self.inherited {
+            self.tables.retain_set_by(ops)?;
+            self.inherited = false;
+        }
+        Ok(())
+    }
+
+    fn write(&self, ops: &[MapOp]) -> anyhow::Result<()> {
         let mut are_switched = false;
         for op in ops {
             match op {
@@ -130,10 +146,6 @@ impl Datapath {
                 }
                 op => self.tables.apply(op)?,
             }
-        }
-        if self.inherited {
-            self.tables.retain_set_by(ops)?;
-            self.inherited = false;
         }
         Ok(())
     }

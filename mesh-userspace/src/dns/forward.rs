@@ -2,13 +2,13 @@
 //! answer must guess both.
 
 use super::wire::{self, Head, Question};
+use crate::runtime::Room;
 use crate::telemetry::dns::{DnsMetrics, UPSTREAM_QUERIES};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// For one server's answer. Two of them fit into what resolvers wait by default.
@@ -40,18 +40,18 @@ impl Failure {
 
 #[derive(Debug)]
 pub(super) struct Forwarder {
-    permits: Semaphore,
+    pub(super) room: Room,
     metrics: DnsMetrics,
 }
 
 impl Forwarder {
     pub(super) fn new(metrics: DnsMetrics) -> Self {
-        Self { permits: Semaphore::new(UPSTREAM_QUERIES), metrics }
+        Self { room: Room::new("dns_upstream_queries", UPSTREAM_QUERIES), metrics }
     }
 
     #[cfg(test)]
-    pub(super) fn hold_all(&self) -> tokio::sync::SemaphorePermit<'_> {
-        self.permits.try_acquire_many(u32::try_from(UPSTREAM_QUERIES).unwrap()).unwrap()
+    pub(super) fn hold_all(&self) -> Vec<crate::runtime::Place> {
+        std::iter::from_fn(|| self.room.try_enter()).collect()
     }
 
     /// The first answer that any of the servers gives, under the query's own id.
@@ -61,7 +61,7 @@ impl Forwarder {
         question: &Question,
         servers: &[SocketAddr],
     ) -> Result<Vec<u8>, Failure> {
-        let Ok(_permit) = self.permits.try_acquire() else {
+        let Some(_place) = self.room.try_enter() else {
             self.metrics.upstream_failed(Failure::Busy.as_str());
             return Err(Failure::Busy);
         };

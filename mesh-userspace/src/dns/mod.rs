@@ -12,6 +12,7 @@ mod tests;
 
 use crate::engine::Snapshot;
 use crate::model::{Dns, Workload};
+use crate::runtime::Level;
 use crate::telemetry::dns::{AnsweredBy, DnsMetrics};
 use answer::Outcome;
 use arc_swap::ArcSwap;
@@ -40,6 +41,12 @@ impl Server {
     #[must_use]
     pub fn new(snapshot: Arc<ArcSwap<Snapshot>>, metrics: DnsMetrics) -> Self {
         Self { snapshot, forwarder: Forwarder::new(metrics.clone()), metrics }
+    }
+
+    /// How full it is, now and whenever it is asked again.
+    pub fn levels(&self) -> impl Fn() -> Vec<Level> + Send + Sync + 'static {
+        let room = self.forwarder.room.clone();
+        move || vec![room.level()]
     }
 
     /// Whether connections and datagrams to this address are queries for the mesh itself.

@@ -6,6 +6,7 @@
 mod compile;
 mod datagram;
 mod dns;
+mod fit;
 mod grouping;
 mod host;
 mod index;
@@ -32,6 +33,7 @@ mod replay;
 #[cfg(test)]
 mod tests;
 
+pub use fit::{Capacity, FITTED, LeftOut, fit};
 pub(crate) use index::{SelectorIndex, selects};
 pub use policy::{GroupRule, PolicyGroup, RuleName};
 pub use shared_map::SharedMap;

@@ -55,6 +55,28 @@ pub(super) fn listen(address: SocketAddr, mark: u32) -> io::Result<TcpListener> 
 /// whoever connects must announce it first, so the choice cannot be left to connect(2) (`IP_BIND_ADDRESS_NO_PORT`).
 pub(super) fn dial(source: SocketAddr, mark: u32) -> io::Result<Socket> {
     let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+    let socket = transparent(source, mark)?;
+    match socket.bind(&source.into()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && source.port() == 0 => {
+            share_port(&socket, source.ip()).map_err(|_| error)?;
+        }
+        outcome => outcome?,
+    }
+    Ok(socket)
+}
+
+/// As [`dial`], with a port that may be shared: the one of the namespace's range that `choice` leads to.
+pub(super) fn dial_shared(source: SocketAddr, mark: u32, choice: u16) -> io::Result<Socket> {
+    let source = source.ip().to_canonical();
+    let socket = transparent(SocketAddr::new(source, 0), mark)?;
+    let (first, last) = port_range()?;
+    let ports = u32::from(last - first) + 1;
+    let port = u32::from(first) + u32::from(choice) % ports;
+    socket.bind(&SocketAddr::new(source, u16::try_from(port).map_err(io::Error::other)?).into())?;
+    Ok(socket)
+}
+
+fn transparent(source: SocketAddr, mark: u32) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(source), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     if source.is_ipv4() {
@@ -66,12 +88,6 @@ pub(super) fn dial(source: SocketAddr, mark: u32) -> io::Result<Socket> {
     socket.set_mark(mark)?;
     // Without it this socket, and its TIME_WAIT afterwards, would keep an application from listening on its port.
     socket.set_reuse_address(true)?;
-    match socket.bind(&source.into()) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && source.port() == 0 => {
-            share_port(&socket, source.ip()).map_err(|_| error)?;
-        }
-        outcome => outcome?,
-    }
     Ok(socket)
 }
 
@@ -79,8 +95,7 @@ pub(super) fn dial(source: SocketAddr, mark: u32) -> io::Result<Socket> {
 /// client runs out after some 28,000 connections a minute. Named, a port may be shared with sockets that lead elsewhere
 /// or have ended; a true clash shows as EADDRNOTAVAIL at connect(2).
 fn share_port(socket: &Socket, source: IpAddr) -> io::Result<()> {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
-    let (first, last) = parse_port_range(&range).ok_or(io::ErrorKind::InvalidData)?;
+    let (first, last) = port_range()?;
     let mut outcome = Err(io::ErrorKind::AddrInUse.into());
     for _ in 0..SHARED_PORT_ATTEMPTS {
         let port = rand::rng().random_range(first..=last);
@@ -90,6 +105,12 @@ fn share_port(socket: &Socket, source: IpAddr) -> io::Result<()> {
         }
     }
     outcome
+}
+
+/// What this thread's namespace gives out.
+fn port_range() -> io::Result<(u16, u16)> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    Ok(parse_port_range(&range).ok_or(io::ErrorKind::InvalidData)?)
 }
 
 fn parse_port_range(text: &str) -> Option<(u16, u16)> {

@@ -5,6 +5,7 @@ use super::datagram::{self, CaptureSocket};
 use super::diag::SocketTable;
 use super::routing::{self, Sysctls};
 use super::socket;
+use crate::runtime::Level;
 use rustix::fs::fstat;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::Socket;
@@ -14,6 +15,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,6 +28,8 @@ type Job = Box<dyn FnOnce(&Home) + Send>;
 #[derive(Clone, Debug)]
 pub struct Namespaces {
     jobs: mpsc::Sender<Job>,
+    /// Jobs that found the queue full.
+    waited: Arc<AtomicU64>,
 }
 
 /// An open network namespace. The kernel keeps it while this lives, even if its last process ends; dropping it
@@ -86,7 +90,18 @@ impl Namespaces {
         let (report, started) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new().name("netns".to_owned()).spawn(move || serve(queue, &report))?;
         started.recv().map_err(|_| dead())??;
-        Ok(Self { jobs })
+        Ok(Self { jobs, waited: Arc::default() })
+    }
+
+    /// How many jobs wait, now and whenever it is asked again.
+    pub fn levels(&self) -> impl Fn() -> Vec<Level> + Send + Sync + 'static {
+        // Who only looks must not keep the thread.
+        let (jobs, waited) = (self.jobs.downgrade(), Arc::clone(&self.waited));
+        move || {
+            let used = jobs.upgrade().map_or(0, |jobs| QUEUE - jobs.capacity());
+            let hits = waited.load(Relaxed);
+            vec![Level { bound: "netns_queue", used: used as u64, capacity: QUEUE as u64, hits }]
+        }
     }
 
     /// Ends when the thread has died, which only a bug or a namespace that cannot be left brings about. All calls fail
@@ -169,6 +184,23 @@ impl Namespaces {
         self.run(move |home| home.inside(&file, || socket::dial(source, mark))).await
     }
 
+    /// As [`Self::dial_socket`], with a port that others may have, too, if they lead elsewhere: which one of those that
+    /// the namespace gives out follows from `choice`, and neighbouring choices are different ports. If it cannot be had
+    /// for where the socket is then connected to, connect() says `AddrNotAvailable`.
+    ///
+    /// # Errors
+    /// `AddrInUse` if somebody has this port for all destinations.
+    pub async fn dial_shared(
+        &self,
+        namespace: &Namespace,
+        source: SocketAddr,
+        mark: u32,
+        choice: u16,
+    ) -> io::Result<Socket> {
+        let file = namespace.file.clone();
+        self.run(move |home| home.inside(&file, || socket::dial_shared(source, mark, choice))).await
+    }
+
     /// Makes exactly these ranges of addresses local to the namespace, in place of those that this or an earlier daemon
     /// made; [`Self::restore`] removes them.
     ///
@@ -232,7 +264,14 @@ impl Namespaces {
             // Nobody waits any more: the outcome is dropped.
             let _ = reply.send(job(home));
         });
-        self.jobs.send(job).await.map_err(|_| dead())?;
+        if let Err(full) = self.jobs.try_send(job) {
+            let job = match full {
+                mpsc::error::TrySendError::Full(job) => job,
+                mpsc::error::TrySendError::Closed(_) => return Err(dead()),
+            };
+            self.waited.fetch_add(1, Relaxed);
+            self.jobs.send(job).await.map_err(|_| dead())?;
+        }
         answer.await.map_err(|_| dead())?
     }
 }

@@ -4,9 +4,10 @@
 //! began with an older one cannot take it back.
 
 use super::Failure;
-use crate::balance::{Counts, EndpointId, EndpointStatus, Exhausted, Group, Levels};
+use crate::balance::{CALLERS_MAX, Counts, EndpointId, EndpointStatus, Exhausted, Group, Levels};
 use crate::engine::{Endpoint, FrontendView, Snapshot};
 use crate::model::{ObjectName, Protocol, Service, Traffic};
+use crate::runtime::Level;
 use crate::tunnel::{OpenError, Refusal};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
@@ -174,6 +175,15 @@ impl Balancers {
         });
         let levels = levels.collect();
         (counts, levels)
+    }
+
+    /// How full the fullest group's memory of callers is.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        let (counts, levels) = self.sums();
+        let used = levels.iter().map(|level| u64::from(level.callers)).max().unwrap_or(0);
+        let (capacity, hits) = (CALLERS_MAX as u64, counts.callers_forgotten);
+        Level { bound: "affinity_callers_per_frontend", used, capacity, hits }
     }
 
     /// Every group that is in use, in the order of services and frontends.

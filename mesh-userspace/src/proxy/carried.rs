@@ -5,6 +5,10 @@
 //! that did not report in time (its record was lost, or its program stands outside of the workloads' cgroups) is
 //! replaced by what the other one knows.
 
+mod table;
+
+pub(super) use table::Ends;
+
 use super::report::Parties;
 use super::session::{Edge, Session};
 use super::verdict::{self, Caller, Ruling};
@@ -12,6 +16,7 @@ use super::{Context, Cut, Failure};
 use crate::datapath::monotonic_nanoseconds;
 use crate::engine::Snapshot;
 use crate::model::{ObjectName, Protocol, Workload};
+use crate::runtime::Level;
 use crate::telemetry::connections::{Reporter, Security};
 use crate::telemetry::policy::EnforcedBy;
 use mesh_common::Ip;
@@ -19,24 +24,12 @@ use mesh_common::event::FlowRecord;
 use mesh_common::flow::Admitted;
 use mesh_common::policy::Arrival;
 use mesh_common::service::BypassKey;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// How long the destination's socket may take to report after the source's.
-const LINGERING: Duration = Duration::from_secs(5);
-
-/// A connection's ends: the source, and the destination's own address.
-pub(super) type Ends = (SocketAddr, SocketAddr);
-
-/// One connection; ports are used again, moments are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Name {
-    ends: Ends,
-    connected_at_ns: u64,
-}
+use table::{Name, SourceEnd, Table, Told};
 
 /// What is known of a connection from its beginning.
 struct Beginning<'a> {
@@ -48,64 +41,47 @@ struct Beginning<'a> {
     speaker: IpAddr,
 }
 
-struct Open {
-    sessions: [Session; 2],
-    /// When the source's socket closed, and what it had received.
-    source_closed: Option<(Instant, u64)>,
-    /// Whether the destination's socket has closed, or will not report.
-    is_answered: bool,
-}
+/// A connection at both of its ends.
+type Sessions = [Session; 2];
 
-impl Open {
+impl Told for Sessions {
     fn fail(&self, failure: &Failure) {
-        self.sessions.iter().for_each(|session| session.fail(failure));
+        self.iter().for_each(|session| session.fail(failure));
     }
 
     fn asked(&self, bytes: u64) {
-        self.sessions.iter().for_each(|session| session.asked(bytes));
+        self.iter().for_each(|session| session.asked(bytes));
     }
 
     fn answered(&self, bytes: u64) {
-        self.sessions.iter().for_each(|session| session.answered(bytes));
-    }
-
-    /// The destination's socket has reported, or does not.
-    fn answer(&mut self, bytes: u64) {
-        if !std::mem::replace(&mut self.is_answered, true) {
-            self.answered(bytes);
-        }
+        self.iter().for_each(|session| session.answered(bytes));
     }
 }
 
-/// The connections that the kernel carries now, as far as it has told. Bounded by what it admits.
+/// The connections that the kernel carries now, as far as it has told and there is room.
 #[derive(Default)]
-pub struct Carried(Mutex<HashMap<Name, Open>>);
+pub struct Carried(Mutex<Table<Sessions>>);
 
 impl Carried {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Open>> {
+    fn lock(&self) -> MutexGuard<'_, Table<Sessions>> {
         // Every critical section here leaves the table whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How full the table is.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.lock().level()
+    }
+
     /// Notes why a connection is about to be ended, before it is.
     pub(super) fn cut(&self, ends: Ends, cut: &Cut) {
-        for (name, open) in &*self.lock() {
-            if name.ends == ends && open.source_closed.is_none() {
-                open.fail(&Failure::Cut(cut.clone()));
-            }
-        }
+        self.lock().cut(ends, &Failure::Cut(cut.clone()));
     }
 
     /// Ends connections whose source has reported and whose destination does not; call it every second or so.
     pub fn expire(&self, now: Instant) {
-        let overdue = |open: &Open| open.source_closed.filter(|(at, _)| now.duration_since(*at) > LINGERING);
-        let ended: Vec<Open> = {
-            let mut table = self.lock();
-            table
-                .extract_if(|_, open| overdue(open).map(|(_, received)| open.answer(received)).is_some())
-                .map(|(_, open)| open)
-                .collect()
-        };
+        let ended = self.lock().expire(now);
         drop(ended);
     }
 
@@ -113,13 +89,7 @@ impl Carried {
     /// more and has not told the end: their last record was lost.
     pub fn retain_known(&self, known: &[(BypassKey, Admitted)], moment: u64) {
         let known: HashSet<Name> = known.iter().map(|(key, admitted)| name_of(key, admitted)).collect();
-        let lost: Vec<Open> = {
-            let mut table = self.lock();
-            let is_lost = |name: &Name, open: &Open| {
-                open.source_closed.is_none() && name.connected_at_ns < moment && !known.contains(name)
-            };
-            table.extract_if(|name, open| is_lost(name, open)).map(|(_, open)| open).collect()
-        };
+        let lost = self.lock().retain_known(&known, moment);
         if !lost.is_empty() {
             tracing::warn!(
                 connections = lost.len(),
@@ -150,7 +120,9 @@ impl Context {
 
     /// Takes over what the kernel carried before this daemon knew.
     pub(super) fn adopt_carried(&self, snapshot: &Snapshot, admitted: &[(BypassKey, Admitted)]) {
-        for (key, admitted) in admitted {
+        // Of what is not established yet the kernel will tell.
+        let established = admitted.iter().filter(|(_, admitted)| admitted.flags() & Admitted::ESTABLISHED != 0);
+        for (key, admitted) in established {
             let speaker = ip(admitted.speaker());
             let Some(caller) = caller_of(snapshot, admitted) else { continue };
             let beginning = Beginning {
@@ -186,9 +158,11 @@ impl Context {
     }
 
     fn begin(&self, snapshot: &Snapshot, beginning: &Beginning<'_>) {
+        self.carried.lock().begin(beginning.name, || self.sessions(snapshot, beginning));
+    }
+
+    fn sessions(&self, snapshot: &Snapshot, beginning: &Beginning<'_>) -> Sessions {
         let Name { ends: (source, backend), connected_at_ns } = beginning.name;
-        let mut table = self.carried.lock();
-        let std::collections::hash_map::Entry::Vacant(vacant) = table.entry(beginning.name) else { return };
         let destination = snapshot.workload_at(backend.ip()).map(Arc::as_ref);
         let service: Option<&ObjectName> =
             snapshot.frontend(beginning.destination).map(|frontend| &frontend.service.name);
@@ -205,8 +179,7 @@ impl Context {
             }
             session
         };
-        let sessions = [session(Reporter::Source), session(Reporter::Destination)];
-        vacant.insert(Open { sessions, source_closed: None, is_answered: false });
+        [session(Reporter::Source), session(Reporter::Destination)]
     }
 
     /// Tells what policy says. The kernel has let it pass; if it should not any more, it is cut by whoever finds that.
@@ -224,31 +197,23 @@ impl Context {
     }
 
     fn source_closed(&self, name: Name, record: &FlowRecord) {
-        // The record of its beginning may have found no room.
-        if !self.carried.lock().contains_key(&name) {
+        // The record of its beginning may have found no room, and one that was never connected has none.
+        let is_known = self.carried.lock().contains(&name);
+        if !is_known {
             self.begin_recorded(name, record);
         }
-        let mut table = self.carried.lock();
-        let Some(open) = table.get_mut(&name) else { return };
-        if record.has(FlowRecord::UNANSWERED) {
-            open.fail(&unanswered(record));
-        }
-        open.asked(record.bytes_sent());
-        if !record.has(FlowRecord::SERVED) {
-            open.answer(record.bytes_received());
-        }
-        open.source_closed = Some((Instant::now(), record.bytes_received()));
-        let ended = if open.is_answered { table.remove(&name) } else { None };
-        drop(table);
+        let end = SourceEnd {
+            failure: record.has(FlowRecord::UNANSWERED).then(|| unanswered(record)),
+            sent: record.bytes_sent(),
+            received: record.bytes_received(),
+            is_served: record.has(FlowRecord::SERVED),
+        };
+        let ended = self.carried.lock().source_closed(&name, &end, Instant::now());
         drop(ended);
     }
 
     fn destination_closed(&self, name: Name, record: &FlowRecord) {
-        let mut table = self.carried.lock();
-        let Some(open) = table.get_mut(&name) else { return };
-        open.answer(record.bytes_sent());
-        let ended = if open.source_closed.is_some() { table.remove(&name) } else { None };
-        drop(table);
+        let ended = self.carried.lock().destination_closed(&name, record.bytes_sent());
         drop(ended);
     }
 }

@@ -1,5 +1,6 @@
 //! Why a connection failed, as metrics, logs and people call it.
 
+use super::budget::Spent;
 use super::registry::Cut;
 use super::verdict::Ruling;
 use crate::balance::{ConnectFailure, Exhausted};
@@ -30,12 +31,18 @@ pub enum Failure {
     /// A bound of the service's TrafficPolicy, by its label.
     #[error("the service's limit {0} is reached")]
     Limit(&'static str),
+    /// A bound of this node.
+    #[error("this node has no {} left for it", .0.what())]
+    Spent(Spent),
     #[error("the catalog does not know the endpoint's node {0}")]
     UnknownNode(crate::model::NodeName),
     #[error("cannot open a stream to the endpoint's node: {0}")]
     Open(#[from] OpenError),
     #[error("cannot reach the application: {0}")]
     Application(std::io::Error),
+    /// Each connection needs a port of the caller's address that no other one from there to the application has.
+    #[error("the caller's address has no port left for another connection to the application")]
+    PortsExhausted,
     #[error("the application did not accept the connection in time")]
     ApplicationTimeout,
     #[error("the application has closed the connection before any byte, and takes no others")]
@@ -66,6 +73,8 @@ impl Failure {
             Self::UnknownDestination(_) => "unknown_destination",
             Self::NoEndpoints => "no_endpoints",
             Self::Limit(limit) => limit,
+            Self::Spent(spent) => spent.reason(),
+            Self::PortsExhausted => Refusal::PortsExhausted.reason(),
             Self::UnknownNode(_) => "unknown_node",
             Self::Open(error) => error.reason(),
             Self::Application(error) if error.kind() == ErrorKind::ConnectionRefused => "application_refused",
@@ -96,7 +105,12 @@ impl Failure {
             Self::Open(OpenError::Refused(Refusal::IdentityMismatch)) | Self::Refused(Refusal::IdentityMismatch) => {
                 ResponseFlag::IdentityError
             }
-            Self::Limit(_) | Self::Open(OpenError::Bound(_)) => ResponseFlag::Overflow,
+            Self::Limit(_)
+            | Self::Spent(_)
+            | Self::PortsExhausted
+            | Self::Open(OpenError::Bound(_) | OpenError::Refused(Refusal::Overloaded | Refusal::PortsExhausted)) => {
+                ResponseFlag::Overflow
+            }
             Self::WorkloadRemoved | Self::IdleTimeout | Self::Remote(IDLE_RESET | IDLE_STOPPED) => ResponseFlag::Other,
             _ => ResponseFlag::Connect,
         }
@@ -134,7 +148,9 @@ impl Failure {
                     Refusal::Unreachable | Refusal::NotFound => Some(ConnectFailure::Unreachable),
                     Refusal::Refused | Refusal::Overloaded | Refusal::Draining => Some(ConnectFailure::Refused),
                     // An unhealthy one is watched by its node: nothing has to be inferred.
+                    // One caller's ports must not take the endpoint from others.
                     Refusal::Unhealthy
+                    | Refusal::PortsExhausted
                     | Refusal::Denied
                     | Refusal::BadHeader
                     | Refusal::IdentityMismatch
@@ -151,6 +167,8 @@ impl Failure {
         match self {
             Self::Application(error) if error.kind() == ErrorKind::ConnectionRefused => Refusal::Refused,
             Self::ApplicationTimeout => Refusal::Timeout,
+            Self::Spent(_) => Refusal::Overloaded,
+            Self::PortsExhausted => Refusal::PortsExhausted,
             Self::Refused(refusal) => *refusal,
             Self::Denied(_) | Self::Cut(_) => Refusal::Denied,
             _ => Refusal::Unreachable,
@@ -177,6 +195,7 @@ mod tests {
             let is_final = matches!(refusal, Refusal::Denied | Refusal::BadHeader);
             assert_eq!(Failure::Open(OpenError::Refused(refusal)).is_retriable(), !is_final, "{refusal}");
         }
+        assert!(!Failure::Spent(Spent::Descriptors).is_retriable(), "whomever it calls");
         assert!(!Failure::Remote(CUT_BY_PEER_RESET).is_retriable());
         assert!(!Failure::Open(OpenError::Bound("shared lanes")).is_retriable());
         assert!(!Failure::Open(OpenError::Handshake(PeerRefusal::NoCertificate)).is_retriable());
@@ -185,11 +204,20 @@ mod tests {
     }
 
     #[test]
+    fn a_bound_here_is_told_to_the_caller_as_one_that_another_node_may_not_have() {
+        for spent in [Spent::Descriptors, Spent::Connections] {
+            assert_eq!(Failure::Spent(spent).refusal(), Refusal::Overloaded);
+        }
+        assert_eq!(Failure::PortsExhausted.refusal(), Refusal::PortsExhausted);
+    }
+
+    #[test]
     fn what_may_be_the_callers_fault_blames_no_endpoint() {
         let open = |error| Failure::Open(error).blames_endpoint();
         assert_eq!(open(OpenError::Handshake(PeerRefusal::NoCertificate)), None);
         assert_eq!(open(OpenError::Refused(Refusal::IdentityMismatch)), None);
         assert_eq!(open(OpenError::Refused(Refusal::Denied)), None);
+        assert_eq!(open(OpenError::Refused(Refusal::PortsExhausted)), None);
         assert_eq!(open(OpenError::Refused(Refusal::Timeout)), Some(ConnectFailure::Timeout));
         assert_eq!(open(OpenError::Closed), Some(ConnectFailure::Reset));
     }

@@ -24,11 +24,33 @@ impl HostOutbound {
     /// Accepts until it is stopped.
     pub async fn serve(self, listener: TcpListener, stopped: CancellationToken) {
         let tracker = self.context.connections.clone();
-        accept_until(&stopped, &listener, |app, source| {
+        accept_until(&stopped, &listener, &self.context.accepts, |app, source| {
+            let held = match self.context.budget.connection() {
+                Ok(held) => held,
+                Err(spent) => return self.shed(&app, source, &spent),
+            };
             let outbound = self.clone();
-            tracker.spawn(async move { outbound.connection(app, source).await });
+            tracker.spawn(async move {
+                outbound.connection(app, source).await;
+                drop(held);
+            });
         })
         .await;
+    }
+
+    /// Resets a connection that there is no room for.
+    fn shed(&self, app: &TcpStream, source: SocketAddr, spent: &Failure) {
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let record = original_destination(&self.tuples, self.netns_cookie, source).ok();
+        let local = record.and_then(|record| Some((record, self.context.locals.of_cgroup(record.cgroup())?)));
+        match local {
+            Some((record, local)) => {
+                let outbound = Outbound { context: self.context.clone(), local, tuples: self.tuples.clone() };
+                outbound.calling().unrouted(source, Some(record.endpoint().into()), spent);
+            }
+            None => self.unattributed(spent),
+        }
+        reset_on_close(app);
     }
 
     async fn connection(&self, app: TcpStream, source: SocketAddr) {

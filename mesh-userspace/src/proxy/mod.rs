@@ -1,6 +1,7 @@
 //! The proxy: carries captured connections into the tunnel and authenticated streams to workloads.
 
 mod balancers;
+mod budget;
 mod carried;
 mod datagram;
 mod dial;
@@ -21,9 +22,10 @@ mod session;
 pub mod verdict;
 
 pub use balancers::{BalancerStatus, Balancers, Frontend};
+pub use budget::{Budget, Spent};
 pub use carried::Carried;
 pub use datagram::{DatagramOutbound, Datagrams};
-pub use dial::Dialler;
+pub use dial::{Dialler, LOOKERS};
 pub use failure::Failure;
 pub use health::{EndpointHealth, HealthChecks};
 pub use host::HostOutbound;
@@ -37,7 +39,9 @@ pub use report::Reports;
 use crate::dns;
 use crate::engine::Snapshot;
 use crate::model::NodeName;
+use crate::runtime::{Level, Room};
 use crate::telemetry::balance::BalanceMetrics;
+use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::connections::ConnectionMetrics;
 use crate::telemetry::live::LiveConnections;
 use crate::tunnel::Tunnel;
@@ -71,8 +75,27 @@ pub struct Context {
     pub carried: Carried,
     /// Answers what workloads ask the mesh's own DNS.
     pub dns: dns::Server,
+    /// What applications' connections may take of the node.
+    pub budget: Budget,
+    /// What listeners could not accept.
+    pub accepts: AcceptFailures,
+    /// Looks at the sockets of applications that may be ending.
+    pub looks: Room,
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
+}
+
+impl Context {
+    /// How full the bounds of the proxy and the tunnel's pools are.
+    #[must_use]
+    pub fn levels(&self) -> Vec<Level> {
+        let mut levels = self.tunnel.levels();
+        levels.extend(self.budget.levels());
+        let [used, capacity, hits] = self.reports.plaintext.level();
+        let plaintext = Level { bound: "plaintext_callers", used, capacity, hits };
+        levels.extend([self.looks.level(), self.carried.level(), self.balancers.level(), plaintext]);
+        levels
+    }
 }
 
 #[cfg(test)]

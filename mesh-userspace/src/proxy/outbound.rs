@@ -9,17 +9,15 @@ use super::{Context, Failure, LocalWorkload};
 use crate::datapath::Tuples;
 use crate::engine::Snapshot;
 use crate::model::{Protocol, Workload};
+use crate::runtime::Acceptor;
+use crate::telemetry::bounds::AcceptFailures;
 use crate::tunnel::{Stream, StreamHeader};
 use mesh_common::flow::{OriginalDestination, TupleKey};
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-
-/// Pause after an accept that failed for want of descriptors or memory: trying again at once would only burn the CPU.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// One in-pod listener's accepting side.
 pub struct Outbound {
@@ -33,11 +31,27 @@ impl Outbound {
     pub async fn serve(self, listener: TcpListener) {
         let outbound = Arc::new(self);
         let tracker = outbound.context.connections.clone();
-        accept_until(&outbound.local.removed, &listener, |app, source| {
+        let accepts = &outbound.context.accepts;
+        accept_until(&outbound.local.removed, &listener, accepts, |app, source| {
+            let held = match outbound.context.budget.connection() {
+                Ok(held) => held,
+                Err(spent) => return outbound.shed(&app, source, &spent),
+            };
             let outbound = outbound.clone();
-            tracker.spawn(async move { outbound.connection(app, source).await });
+            tracker.spawn(async move {
+                outbound.connection(app, source).await;
+                drop(held);
+            });
         })
         .await;
+    }
+
+    /// Resets a connection that there is no room for, at once: in the backlog it would only wait for its end.
+    fn shed(&self, app: &TcpStream, source: SocketAddr, spent: &Failure) {
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let record = original_destination(&self.tuples, self.local.namespace.cookie(), source);
+        self.calling().unrouted(source, record.ok().map(|record| record.endpoint().into()), spent);
+        reset_on_close(app);
     }
 
     async fn connection(&self, app: TcpStream, source: SocketAddr) {
@@ -80,7 +94,7 @@ impl Outbound {
         outcome.inspect_err(|failure| session.fail(failure))
     }
 
-    fn calling(&self) -> Calling<'_> {
+    pub(super) fn calling(&self) -> Calling<'_> {
         Calling { context: &self.context, local: &self.local, protocol: Protocol::Tcp }
     }
 
@@ -212,21 +226,16 @@ impl Carried for Carrying<'_> {
 pub(super) async fn accept_until(
     stopped: &CancellationToken,
     listener: &TcpListener,
+    accepts: &AcceptFailures,
     mut take: impl FnMut(TcpStream, SocketAddr),
 ) {
+    let mut acceptor = Acceptor::new(|reason| accepts.count("outbound", reason));
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (app, source) = tokio::select! {
+            accepted = acceptor.next(|| listener.accept()) => accepted,
             () = stopped.cancelled() => return,
         };
-        match accepted {
-            Ok((app, source)) => take(app, source),
-            Err(error) if is_transient(&error) => {}
-            Err(error) => {
-                tracing::warn!(listener = ?listener.local_addr(), %error, "cannot accept; pausing");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        take(app, source);
     }
 }
 
@@ -251,9 +260,4 @@ pub(super) fn own_address(workload: &Workload, source: SocketAddr) -> SocketAddr
         return source;
     }
     SocketAddr::new(workload.address_like(source.ip()).unwrap_or(source.ip()), source.port())
-}
-
-/// Errors of one connection, not of the listener (accept(2), "Error handling").
-fn is_transient(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
 }

@@ -137,10 +137,10 @@ impl Registry {
     }
 
     /// Notes a connection that the daemon is about to make to an application, until the guard is dropped.
-    pub(super) fn delivering(&self, from: SocketAddr, to: SocketAddr) -> Delivery {
+    pub(super) fn delivering(&self, from: SocketAddr, to: SocketAddr) -> Option<Delivery> {
         let ends = (canonical(from), canonical(to));
-        lock(&self.0.deliveries).insert(ends);
-        Delivery { table: self.0.clone(), ends }
+        let is_new = lock(&self.0.deliveries).insert(ends);
+        is_new.then(|| Delivery { table: self.0.clone(), ends })
     }
 
     /// Whether a connection to an application is the daemon's own.

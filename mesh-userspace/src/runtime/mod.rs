@@ -1,7 +1,13 @@
-//! Process primitives: readiness, supervised tasks. A leaf: imports nothing of this crate.
+//! Process primitives: readiness, supervised tasks, bounds. A leaf: imports nothing of this crate.
 
+mod accept;
+mod descriptors;
 mod ready;
+mod room;
 mod task;
 
+pub use accept::Acceptor;
+pub use descriptors::{Descriptor, Descriptors};
 pub use ready::{Blocker, Ready};
+pub use room::{Level, Place, Room};
 pub use task::{Exit, Tasks};

@@ -3,6 +3,8 @@
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -55,6 +57,28 @@ pub struct Sources {
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
+/// What the catalog asks for and the kernel's maps have no room for. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct LeftOut(Family<[(&'static str, &'static str); 1], Gauge>);
+
+impl LeftOut {
+    /// Registers `bpf_map_left_out`, with a value for each of these maps.
+    pub fn register(registry: &mut Registry, maps: &[&'static str]) -> Self {
+        let left_out = Self::default();
+        registry.register(
+            "bpf_map_left_out",
+            "Entries that the catalog asks for and the map has no room for",
+            left_out.0.clone(),
+        );
+        maps.iter().for_each(|map| left_out.set(map, 0));
+        left_out
+    }
+
+    pub fn set(&self, map: &'static str, entries: usize) {
+        self.0.get_or_create(&[("map", map)]).set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 }
 

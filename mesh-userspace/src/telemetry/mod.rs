@@ -4,6 +4,7 @@
 pub mod access_log;
 pub mod balance;
 mod bounded;
+pub mod bounds;
 pub mod ca;
 pub mod catalog;
 pub mod certificates;
@@ -23,6 +24,7 @@ pub mod tunnel;
 
 pub use exposition::Format;
 
+use bounds::AcceptFailures;
 use connections::{ConnectionMetrics, Limits};
 use policy::PolicyMetrics;
 use prometheus_client::metrics::info::Info;
@@ -57,6 +59,7 @@ pub struct Metrics {
     process: Registry,
     connections: ConnectionMetrics,
     policy: PolicyMetrics,
+    accepts: AcceptFailures,
 }
 
 impl Metrics {
@@ -67,9 +70,10 @@ impl Metrics {
         mesh.register("build", "What this daemon was built from", Info::new(labels));
         let policy = PolicyMetrics::register(&mut mesh);
         let connections = ConnectionMetrics::register_with(&mut mesh, Limits::default(), policy.bounded());
+        let accepts = AcceptFailures::register(&mut mesh);
         let mut process = Registry::default();
         process.register_collector(Box::new(process::Collector::new()));
-        Self { mesh, process, connections, policy }
+        Self { mesh, process, connections, policy, accepts }
     }
 
     /// Where components register their families, without the prefix `nodemesh_`.
@@ -87,6 +91,12 @@ impl Metrics {
     #[must_use]
     pub fn connections(&self) -> &ConnectionMetrics {
         &self.connections
+    }
+
+    /// What listeners could not accept.
+    #[must_use]
+    pub fn accepts(&self) -> &AcceptFailures {
+        &self.accepts
     }
 
     #[must_use]

@@ -74,6 +74,13 @@ impl PlaintextCallers {
         *(if seen.admitted { &mut caller.admitted } else { &mut caller.refused }) += 1;
     }
 
+    /// How many pairs there are, there is room for, and have made room for others.
+    #[must_use]
+    pub fn level(&self) -> [u64; 3] {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        [table.callers.len() as u64, CAPACITY as u64, table.evicted]
+    }
+
     /// Every pair, in no useful order, and how many have made room for others.
     #[must_use]
     pub fn snapshot(&self) -> (Vec<Caller>, u64) {
@@ -126,6 +133,7 @@ mod tests {
         }
         let (rows, evicted) = table.snapshot();
         assert_eq!((rows.len(), evicted), (CAPACITY - EVICTED + 1, EVICTED as u64));
+        assert_eq!(table.level(), [CAPACITY - EVICTED + 1, CAPACITY, EVICTED].map(|count| count as u64));
         let oldest = rows.iter().map(|row| row.source).min().unwrap();
         assert_eq!(oldest, IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(EVICTED).unwrap())));
         for port in 0..100 {

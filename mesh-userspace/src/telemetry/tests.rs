@@ -23,6 +23,7 @@ pub(super) fn full() -> Metrics {
         fips: false,
     });
     datapath::register(metrics.registry(), datapath::sample());
+    datapath::LeftOut::register(metrics.registry(), &["SVC"]);
     FlowMetrics::register(metrics.registry()).closed(150, 1);
     let catalog = CatalogMetrics::register(metrics.registry());
     catalog.show(&[("Service", 1)].into(), &[("M0203", 1)].into());
@@ -34,6 +35,8 @@ pub(super) fn full() -> Metrics {
     names.answered(AnsweredBy::Mesh, "nxdomain", std::time::Duration::from_micros(20));
     names.upstream_answered(std::time::Duration::from_millis(3));
     names.upstream_failed("timeout");
+    bounds::register(metrics.registry(), || vec![bounds::Bound { name: "descriptors", used: 1, capacity: 2, hits: 3 }]);
+    metrics.accepts().count("tunnel", "descriptors");
     let authority = CaMetrics::register(metrics.registry());
     authority.prepare(&["workload"], &["not_scheduled"]);
     authority.expires("root", SystemTime::now());

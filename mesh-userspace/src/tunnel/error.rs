@@ -46,11 +46,14 @@ pub enum Refusal {
     /// Peers that do not know it read [`Self::Refused`].
     #[error("the application does not pass its service's health check")]
     Unhealthy,
+    /// Peers that do not know it read [`Self::Refused`].
+    #[error("the caller has no port left towards the application")]
+    PortsExhausted,
 }
 
 impl Refusal {
     /// Every variant.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Denied,
         Self::Refused,
         Self::Unreachable,
@@ -61,6 +64,7 @@ impl Refusal {
         Self::Overloaded,
         Self::Draining,
         Self::Unhealthy,
+        Self::PortsExhausted,
     ];
 
     /// A stable label.
@@ -77,6 +81,7 @@ impl Refusal {
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::Unhealthy => "unhealthy",
+            Self::PortsExhausted => "ports_exhausted",
         }
     }
 

@@ -12,13 +12,14 @@ use super::stream::{RecvKind, SendKind};
 use super::{Config, LaneStatus, OpenError, Peer, RecvHalf, SendHalf, Stream, StreamHeader, Transport};
 use crate::identity::Identities;
 use crate::model::{SpiffeId, WorkloadUid};
+use crate::runtime::{Descriptors, Level, Room};
 use crate::telemetry::tunnel::TunnelMetrics;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 /// The transport; a cheap handle.
@@ -31,7 +32,10 @@ struct Pool {
     identities: Identities,
     metrics: Arc<TunnelMetrics>,
     entries: Mutex<HashMap<Peer, Arc<Entry>>>,
-    handshakes: Semaphore,
+    handshakes: Room,
+    descriptors: Descriptors,
+    /// Streams that found no shared lane to their peer, and ones that got no lane of their own, for there were as many as may be.
+    no_lane: [AtomicU64; 2],
     is_draining: AtomicBool,
     lane_ended: Notify,
 }
@@ -71,14 +75,21 @@ impl Transport for Lanes {
 }
 
 impl Lanes {
-    pub(super) fn new(config: Arc<Config>, identities: Identities, metrics: Arc<TunnelMetrics>) -> Self {
-        let handshakes = Semaphore::new(config.max_handshakes);
+    pub(super) fn new(
+        config: Arc<Config>,
+        identities: Identities,
+        metrics: Arc<TunnelMetrics>,
+        descriptors: Descriptors,
+    ) -> Self {
+        let handshakes = Room::new("tunnel_outbound_handshakes_lanes", config.max_handshakes);
         Self(Arc::new(Pool {
             config,
             identities,
             metrics,
             entries: Mutex::default(),
             handshakes,
+            descriptors,
+            no_lane: Default::default(),
             is_draining: AtomicBool::new(false),
             lane_ended: Notify::new(),
         }))
@@ -110,6 +121,28 @@ impl Lanes {
     pub(super) fn status(&self) -> Vec<LaneStatus> {
         let entries: Vec<_> = self.0.lock().values().cloned().collect();
         entries.iter().flat_map(|entry| entry.status()).collect()
+    }
+
+    /// Of the lanes to one peer those of the peer that has most.
+    pub(super) fn levels(&self) -> Vec<Level> {
+        let (mut shared, mut exclusive) = (0, 0);
+        self.0.each_entry(|entry| {
+            let lanes = entry.lock();
+            shared = shared.max(lanes.shared.len());
+            exclusive = exclusive.max(lanes.exclusive.len() + lanes.coming);
+        });
+        let config = &self.0.config;
+        let per_peer = [
+            ("tunnel_shared_lanes_per_peer", shared, config.max_shared_lanes),
+            ("tunnel_exclusive_lanes_per_peer", exclusive, config.max_exclusive_lanes),
+        ];
+        let levels = per_peer.into_iter().zip(&self.0.no_lane).map(|((bound, used, capacity), hits)| Level {
+            bound,
+            used: used as u64,
+            capacity: capacity as u64,
+            hits: hits.load(Ordering::Relaxed),
+        });
+        levels.chain([self.0.handshakes.level()]).collect()
     }
 
     pub(super) async fn drain(&self, deadline: Instant) {
@@ -194,6 +227,7 @@ impl Pool {
             return Err(copy(error));
         }
         if entry.lock().shared.len() >= self.config.max_shared_lanes {
+            self.no_lane[0].fetch_add(1, Ordering::Relaxed);
             return Err(OpenError::Bound("shared lanes"));
         }
         let dialled = self.dial(entry, SHARED).await;
@@ -205,12 +239,17 @@ impl Pool {
     }
 
     async fn dial(self: &Arc<Self>, entry: &Arc<Entry>, kind: &'static str) -> Result<Arc<Lane>, OpenError> {
+        // Bulk goes on without a lane of its own, streams do not without any: the last ones are theirs.
+        let paid = if kind == SHARED { self.descriptors.for_lane() } else { self.descriptors.for_application() };
         let dial = async {
-            let _permit = self.handshakes.acquire().await.map_err(|_| OpenError::Closed)?;
+            let descriptor = paid.ok_or(OpenError::Bound("descriptors"))?;
+            let _place = self.handshakes.enter().await;
             let connecting = connect(&self.identities, &entry.peer);
-            timeout(self.config.connect_timeout, connecting).await.unwrap_or(Err(OpenError::Timeout))
+            let established =
+                timeout(self.config.connect_timeout, connecting).await.unwrap_or(Err(OpenError::Timeout))?;
+            Ok((established, descriptor))
         };
-        let established = dial.await.inspect_err(|error| {
+        let (established, descriptor) = dial.await.inspect_err(|error: &OpenError| {
             self.metrics.handshake_failed(LANES, "client", error.reason());
         })?;
         let (lane, socket) = established.into_lane(Side::Client, kind, &self.config, Arc::clone(&self.metrics));
@@ -234,6 +273,7 @@ impl Pool {
             pool.remove_if_unused(&task_entry);
             pool.lane_ended.notify_waiters();
             task_lane.linger(socket, &pool.config).await;
+            drop(descriptor);
         });
         if self.is_draining.load(Ordering::Acquire) {
             lane.go_away();

@@ -5,6 +5,7 @@ use super::quic::Quic;
 use super::{Config, DatagramFlow, OpenError, Sink, Stream, StreamHeader};
 use crate::identity::Identities;
 use crate::model::{NodeName, SpiffeId, TransportChoice, WorkloadUid};
+use crate::runtime::{Descriptors, Level};
 use crate::telemetry::tunnel::TunnelMetrics;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -74,10 +75,10 @@ pub struct Tunnel {
 impl Tunnel {
     /// Must be called inside a tokio runtime.
     #[must_use]
-    pub fn new(config: Config, identities: Identities, metrics: Arc<TunnelMetrics>) -> Self {
+    pub fn new(config: Config, identities: Identities, metrics: Arc<TunnelMetrics>, descriptors: Descriptors) -> Self {
         let config = Arc::new(config);
         let patience = config.connect_timeout;
-        let lanes = Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics));
+        let lanes = Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics), descriptors);
         Self { lanes, quic: Quic::new(config, identities.clone(), metrics), identities, patience }
     }
 
@@ -154,6 +155,14 @@ impl Tunnel {
         let mut lanes = self.lanes.status();
         lanes.extend(self.quic.status());
         lanes
+    }
+
+    /// How full the bounds of the pools are.
+    #[must_use]
+    pub fn levels(&self) -> Vec<Level> {
+        let mut levels = self.lanes.levels();
+        levels.extend(self.quic.levels());
+        levels
     }
 
     /// Takes no new streams, waits for those that exist, and closes everything at the deadline.

@@ -9,22 +9,26 @@ use super::stream::{RecvKind, SendKind};
 use super::{Config, DatagramFlow, RecvHalf, Refusal, SendHalf, Sink, Stream, StreamHeader, TlsSession};
 use crate::identity::Identities;
 use crate::model::SpiffeId;
+use crate::runtime::{Acceptor, Descriptor, Descriptors, Level, Place, Room};
+use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::codec::LaneToken;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 /// Connections that the kernel keeps for an accept loop that is late.
 const BACKLOG: i32 = 1024;
+/// Why a connection is turned away that would need a descriptor when the budget is spent.
+const DESCRIPTOR_LIMIT: &str = "descriptor_limit";
 
 /// Takes streams of other nodes. Dropping it closes everything.
 #[derive(Debug)]
@@ -43,9 +47,13 @@ pub(super) struct Shared {
     pub(super) identities: Identities,
     pub(super) metrics: Arc<TunnelMetrics>,
     pub(super) incoming: mpsc::Sender<Incoming>,
-    /// One permit per connection, handshakes included.
-    pub(super) connections: Arc<Semaphore>,
-    pub(super) handshakes: Arc<Semaphore>,
+    /// One place per connection, handshakes included.
+    connections: Room,
+    handshakes: Room,
+    /// Streams that found no room in `incoming`.
+    not_offered: Arc<AtomicU64>,
+    descriptors: Descriptors,
+    accepts: AcceptFailures,
     /// No new connections or streams.
     pub(super) draining: CancellationToken,
     pub(super) closing: CancellationToken,
@@ -90,15 +98,26 @@ impl Server {
     ///
     /// # Errors
     /// If an address cannot be listened on.
-    pub fn bind(config: Config, identities: Identities, metrics: Arc<TunnelMetrics>) -> io::Result<Self> {
+    pub fn bind(
+        config: Config,
+        identities: Identities,
+        metrics: Arc<TunnelMetrics>,
+        descriptors: Descriptors,
+        accepts: AcceptFailures,
+    ) -> io::Result<Self> {
         let (sender, incoming) = mpsc::channel(config.max_pending);
         let closing = CancellationToken::new();
+        // Who has not proven anything yet can take the lanes' share of the descriptors at most.
+        let handshakes = config.max_pending_handshakes.min(descriptors.lanes_share().max(1));
         let shared = Arc::new(Shared {
             identities,
             metrics,
             incoming: sender,
-            connections: Arc::new(Semaphore::new(config.max_server_lanes)),
-            handshakes: Arc::new(Semaphore::new(config.max_pending_handshakes)),
+            connections: Room::new("tunnel_inbound_connections", config.max_server_lanes),
+            handshakes: Room::new("tunnel_inbound_handshakes", handshakes),
+            not_offered: Arc::default(),
+            descriptors,
+            accepts,
             draining: closing.child_token(),
             closing: closing.clone(),
             tasks: TaskTracker::new(),
@@ -120,6 +139,22 @@ impl Server {
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// How full the server's bounds are, now and whenever it is asked again.
+    pub fn levels(&self) -> impl Fn() -> Vec<Level> + Send + Sync + 'static {
+        let rooms = [self.shared.connections.clone(), self.shared.handshakes.clone()];
+        // The queue ends with the server, whoever still asks.
+        let (queue, not_offered) = (self.shared.incoming.downgrade(), Arc::clone(&self.shared.not_offered));
+        move || {
+            let pending = queue.upgrade().map(|queue| Level {
+                bound: "tunnel_pending_streams",
+                used: (queue.max_capacity() - queue.capacity()) as u64,
+                capacity: queue.max_capacity() as u64,
+                hits: not_offered.load(Relaxed),
+            });
+            rooms.iter().map(Room::level).chain(pending).collect()
+        }
     }
 
     /// The next stream; `None` never comes while the server lives.
@@ -153,11 +188,19 @@ impl Shared {
         self.lock().values().filter_map(|known| known.lane.upgrade()).collect()
     }
 
+    /// Places for a connection and its handshake, if there are any.
+    pub(super) fn places(&self) -> Option<(Place, Place)> {
+        Some((self.connections.try_enter()?, self.handshakes.try_enter()?))
+    }
+
     /// Hands a stream to whoever accepts; refuses it if too many wait.
     pub(super) fn offer(&self, incoming: Incoming) {
         match self.incoming.try_send(incoming) {
             Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(incoming)) => incoming.refuse(Refusal::Overloaded),
+            Err(mpsc::error::TrySendError::Full(incoming)) => {
+                self.not_offered.fetch_add(1, Relaxed);
+                incoming.refuse(Refusal::Overloaded);
+            }
             Err(mpsc::error::TrySendError::Closed(incoming)) => incoming.refuse(Refusal::Draining),
         }
     }
@@ -282,33 +325,24 @@ pub(super) async fn identity_removed(shared: &Shared, destination: &SpiffeId) {
 }
 
 async fn accept_lanes(shared: Arc<Shared>, listener: TcpListener) {
+    let mut acceptor = Acceptor::new(|reason| shared.accepts.count("tunnel", reason));
     loop {
-        let accepted = tokio::select! {
+        let (socket, node) = tokio::select! {
             () = shared.draining.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = acceptor.next(|| listener.accept()) => accepted,
         };
-        let (socket, node) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, most likely: those waiting in the backlog get their turn when some are free.
-                tracing::warn!(%error, "cannot accept a lane");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
+        let Some(descriptor) = shared.descriptors.for_lane() else {
+            shared.metrics.handshake_failed(LANES, "server", DESCRIPTOR_LIMIT);
+            continue;
         };
-        let permits = Arc::clone(&shared.connections)
-            .try_acquire_owned()
-            .and_then(|connection| Ok((connection, Arc::clone(&shared.handshakes).try_acquire_owned()?)));
-        let Ok((connection, handshake)) = permits else {
+        let Some((connection, handshake)) = shared.places() else {
             shared.metrics.handshake_failed(LANES, "server", Refusal::Overloaded.reason());
             continue;
         };
+        let held = (descriptor, connection);
         let task = {
             let shared = Arc::clone(&shared);
-            async move {
-                serve_lane(&shared, socket, node, handshake).await;
-                drop(connection);
-            }
+            async move { serve_lane(&shared, socket, node, handshake, held).await }
         };
         shared.tasks.spawn(task);
     }
@@ -318,7 +352,8 @@ async fn serve_lane(
     shared: &Arc<Shared>,
     socket: TcpStream,
     node: SocketAddr,
-    handshake: tokio::sync::OwnedSemaphorePermit,
+    handshake: Place,
+    _held: (Descriptor, Place),
 ) {
     let accepting = accept(&shared.identities, socket, shared.config.handshake_timeout);
     let accepted = tokio::select! {

@@ -5,7 +5,8 @@ use crate::capture::{Listeners, accept, frontend, services};
 use mesh_common::Ip;
 use mesh_common::maps;
 use mesh_common::outcome::Outcome;
-use mesh_common::service::{AppPort, AppPortKey};
+use mesh_common::policy::{Matched, VerdictKey};
+use mesh_common::service::{AppPort, AppPortKey, RangeKey};
 use mesh_userspace::datapath::{AttachedLink, Config, Datapath, cleanup};
 use mesh_userspace::engine::MapOp;
 use socket2::{Domain, Protocol};
@@ -189,6 +190,50 @@ fn a_full_table_is_reported_and_what_was_half_written_is_made_right() {
     datapath.distrust_tables();
     datapath.apply(&[port(0)]).unwrap();
     assert_eq!(entries(&datapath), 1, "what the failed change had written is gone");
+    datapath.unload().unwrap();
+}
+
+#[test]
+fn what_a_predecessor_left_makes_room_for_what_is_wanted_now() {
+    let bed = Bed::new();
+    let mut datapath = bed.armed();
+    let port = |index: u32| MapOp::SetAppPort(app_port(index), AppPort::new(1, 0));
+    datapath.apply(&(0..maps::MAX_APP_PORTS).map(port).collect::<Vec<_>>()).unwrap();
+    // As after a start: what the tables hold is a predecessor's.
+    datapath.distrust_tables();
+    let wanted: Vec<MapOp> = (maps::MAX_APP_PORTS - 10..maps::MAX_APP_PORTS + 10).map(port).collect();
+    datapath.apply(&wanted).unwrap();
+    let usage = datapath.counters().map_usage();
+    assert_eq!(usage.iter().find(|usage| usage.name == maps::APPPORTS.name).unwrap().entries, 20);
+    datapath.unload().unwrap();
+}
+
+#[test]
+fn policies_that_find_no_room_leave_those_in_force_whole() {
+    let bed = Bed::new();
+    let mut datapath = bed.armed();
+    let entries = |datapath: &Datapath, map: &str| {
+        let usage = datapath.counters().map_usage();
+        usage.iter().find(|usage| usage.name == map).unwrap().entries
+    };
+    let verdict =
+        |group: u32, source: u32| MapOp::SetVerdict(VerdictKey::new(group, source, 0), Matched::new(1, 0, 0, 0, 0, 0));
+    let range = |group: u32, index: u32| {
+        let [a, b, c, d] = index.to_be_bytes();
+        MapOp::SetRange(160, RangeKey::new(group, Ip::from_v4([10 + a, b, c, d])), 1 << 31)
+    };
+    let in_force: Vec<MapOp> = (0..100).map(|n| verdict(1, n)).chain((0..100).map(|n| range(1, n))).collect();
+    datapath.apply(&in_force).unwrap();
+    let verdicts = (0..maps::MAX_VERDICTS).map(|n| verdict(2, n)).collect::<Vec<_>>();
+    let ranges = (0..maps::MAX_RANGES).map(|n| range(2, n)).collect::<Vec<_>>();
+    for (map, too_many) in [(maps::VERDICTS, verdicts), (maps::RANGES, ranges)] {
+        let error = format!("{:#}", datapath.apply(&too_many).unwrap_err());
+        assert!(error.contains(map.name), "{error}");
+        assert_eq!(entries(&datapath, map.name), u64::from(map.max_entries));
+        datapath.distrust_tables();
+        datapath.apply(&in_force).unwrap();
+        assert_eq!(entries(&datapath, map.name), 100, "what was in force, and nothing else");
+    }
     datapath.unload().unwrap();
 }
 

@@ -6,6 +6,7 @@ use mesh_tests::cluster::{Cluster, TRUST_DOMAIN};
 use mesh_tests::daemon::TUNNEL_PORT;
 use mesh_userspace::identity::Identities;
 use mesh_userspace::model::{NodeName, SpiffeId, TransportChoice, TrustDomain, WorkloadUid};
+use mesh_userspace::runtime::Descriptors;
 use mesh_userspace::telemetry::tunnel::TunnelMetrics;
 use mesh_userspace::tunnel::{Config, OpenError, Peer, Stream, StreamHeader, Tunnel};
 use std::net::SocketAddr;
@@ -57,7 +58,8 @@ impl Stranger<'_> {
         cluster.world.node(self.from).namespace().enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let tunnel = Tunnel::new(Config::default(), identities, Arc::new(TunnelMetrics::default()));
+                let metrics = Arc::new(TunnelMetrics::default());
+                let tunnel = Tunnel::new(Config::default(), identities, metrics, Descriptors::new(1_024));
                 judge(tunnel.open(self.transport, &peer, header).await)
             })
         })?

@@ -9,6 +9,7 @@ use crate::ca::{
 };
 use crate::identity::SourceError;
 use crate::model::{NodeName, SpiffeId, TrustDomain};
+use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::ca::CaMetrics;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -71,7 +72,7 @@ impl World {
         });
         let mut registry = Registry::with_prefix("nodemesh");
         let service = Service::new(authority, placement, CaMetrics::register(&mut registry)).unwrap();
-        let server = Server::bind(&[([127, 0, 0, 1], 0).into()]).unwrap();
+        let server = Server::bind(&[([127, 0, 0, 1], 0).into()], AcceptFailures::default()).unwrap();
         let address = server.addresses().unwrap()[0];
         let stop = CancellationToken::new();
         let served = Some(tokio::spawn(server.serve(service.clone(), stop.clone())));

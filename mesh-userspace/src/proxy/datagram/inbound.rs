@@ -30,15 +30,15 @@ impl Inbound {
         let Datagrams(common) = &self.datagrams;
         let session = Arc::new(self.begin(&incoming, &admitted));
         let open = common.inbound.opened();
-        let room = Arc::clone(&common.inbound_room).try_acquire_owned();
-        let judged = match &room {
-            Ok(_) => self.judge(&incoming, &admitted, &session),
-            Err(_) => Err(Failure::Refused(Refusal::Overloaded)),
+        let place = common.inbound_room.try_enter();
+        let judged = match &place {
+            Some(_) => self.judge(&incoming, &admitted, &session),
+            None => Err(Failure::Refused(Refusal::Overloaded)),
         };
         // The snapshot is held no longer than the decision: a flow may last for days.
         let Admitted { local, mut ticket, .. } = admitted;
         let outcome = match judged {
-            Ok(()) => self.deliver_datagrams(common, incoming, &local, &session, &mut ticket).await,
+            Ok(_held) => self.deliver_datagrams(common, incoming, &local, &session, &mut ticket).await,
             Err(failure) => {
                 incoming.refuse(failure.refusal());
                 Err(failure)
@@ -63,7 +63,11 @@ impl Inbound {
         let delivery = match reached {
             Ok(delivery) => delivery,
             Err(error) => {
-                let failure = Failure::Application(error);
+                let failure = if error.kind() == ErrorKind::AddrInUse {
+                    Failure::PortsExhausted
+                } else {
+                    Failure::Application(error)
+                };
                 incoming.refuse(failure.refusal());
                 return Err(failure);
             }

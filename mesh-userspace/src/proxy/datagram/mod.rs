@@ -14,11 +14,11 @@ mod shown;
 pub use outbound::DatagramOutbound;
 
 use crate::datapath::Aliases;
+use crate::runtime::{Level, Room};
 use crate::telemetry::datagrams::{DatagramMetrics, DirectionMetrics};
 use crate::tunnel::{Carried, FlowSender, Lost};
 use shown::Shown;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 
 /// Flows of this node's workloads as callers.
 const MAX_OUTBOUND: usize = 32_768;
@@ -34,8 +34,8 @@ struct Common {
     shown: Shown,
     outbound: DirectionMetrics,
     inbound: DirectionMetrics,
-    outbound_room: Arc<Semaphore>,
-    inbound_room: Arc<Semaphore>,
+    outbound_room: Room,
+    inbound_room: Room,
 }
 
 impl Datagrams {
@@ -46,9 +46,15 @@ impl Datagrams {
             aliases,
             outbound: metrics.direction("outbound", MAX_OUTBOUND),
             inbound: metrics.direction("inbound", MAX_INBOUND),
-            outbound_room: Arc::new(Semaphore::new(MAX_OUTBOUND)),
-            inbound_room: Arc::new(Semaphore::new(MAX_INBOUND)),
+            outbound_room: Room::new("udp_flows_outbound", MAX_OUTBOUND),
+            inbound_room: Room::new("udp_flows_inbound", MAX_INBOUND),
         }))
+    }
+
+    /// How full it is, now and whenever it is asked again.
+    pub fn levels(&self) -> impl Fn() -> Vec<Level> + Send + Sync + 'static {
+        let rooms = [self.0.outbound_room.clone(), self.0.inbound_room.clone()];
+        move || rooms.iter().map(Room::level).collect()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::proxy::registry::{Live, Side, Ticket};
 use crate::proxy::route::{Calling, Route};
 use crate::proxy::session::Session;
 use crate::proxy::{Context, Failure, LocalWorkload};
+use crate::runtime::Place;
 use crate::telemetry::datagrams::DirectionMetrics;
 use crate::tunnel::{DatagramFlow, ResetCode, Sink, StreamError, StreamHeader, TlsSession};
 use mesh_common::{Ip, datagram};
@@ -20,7 +21,6 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 /// Flows of one workload in one address family; the longest unused make room.
@@ -110,7 +110,7 @@ impl Serving {
 
     /// Answers a DNS query. It takes a flow's room while it waits.
     fn name(self: &Arc<Self>, source: SocketAddr, number: u32, server: SocketAddr, query: Vec<u8>) {
-        let Ok(room) = Arc::clone(&self.outbound.datagrams.0.outbound_room).try_acquire_owned() else {
+        let Some(place) = self.outbound.datagrams.0.outbound_room.try_enter() else {
             return self.metrics().dropped("flow_limit");
         };
         if self.show(number, server).is_err() {
@@ -123,7 +123,7 @@ impl Serving {
                 reply = serving.outbound.context.dns.answer(&local.workload, &query) => reply,
                 () = local.removed.cancelled() => return,
             };
-            drop(room);
+            drop(place);
             if !reply.is_empty() {
                 serving.answer(source, number, &reply);
             }
@@ -153,11 +153,11 @@ impl Serving {
         if flows.len() >= MAX_FLOWS {
             self.evict(&mut flows);
         }
-        let room = Arc::clone(&self.outbound.datagrams.0.outbound_room).try_acquire_owned().ok()?;
+        let place = self.outbound.datagrams.0.outbound_room.try_enter()?;
         let flow = Arc::new(Flow::new());
         flows.insert(key, Arc::clone(&flow));
         drop(flows);
-        self.outbound.context.connections.spawn(Arc::clone(self).run(key, Arc::clone(&flow), room));
+        self.outbound.context.connections.spawn(Arc::clone(self).run(key, Arc::clone(&flow), place));
         Some(flow)
     }
 
@@ -172,7 +172,7 @@ impl Serving {
         }
     }
 
-    async fn run(self: Arc<Self>, key: Key, flow: Arc<Flow>, _room: OwnedSemaphorePermit) {
+    async fn run(self: Arc<Self>, key: Key, flow: Arc<Flow>, _place: Place) {
         let open = self.metrics().opened();
         let removed = &self.outbound.local.removed;
         let outcome = self.converse(key, &flow).await;

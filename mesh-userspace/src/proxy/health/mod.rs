@@ -8,6 +8,7 @@ use super::{Context, Dialler, LocalWorkload};
 use crate::balance::Probes;
 use crate::engine::Snapshot;
 use crate::model::{HealthCheck, ObjectName, Protocol};
+use crate::runtime::Descriptor;
 use arc_swap::ArcSwap;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -71,6 +72,8 @@ struct Running {
     check: HealthCheck,
     local: Weak<LocalWorkload>,
     _task: AbortOnDropHandle<()>,
+    /// For its probes, one at a time.
+    _descriptor: Descriptor,
 }
 
 /// The checks of this node: as many as the services that ask for them have endpoints here.
@@ -117,7 +120,12 @@ impl HealthChecks {
                     local: local.clone(),
                 };
                 let task = AbortOnDropHandle::new(tokio::spawn(watch.run()));
-                Running { check: check.clone(), local: Arc::downgrade(local), _task: task }
+                Running {
+                    check: check.clone(),
+                    local: Arc::downgrade(local),
+                    _task: task,
+                    _descriptor: self.context.budget.for_daemon(1),
+                }
             });
         }
         health.0.probed.store(self.running.len(), Relaxed);

@@ -6,6 +6,7 @@ use super::pooled::{Connections, Pooled, peer_end};
 use super::{CLOSED, OPENED, QUIC, enlarge, transport};
 use crate::identity::{Identities, PeerRefusal, server_name};
 use crate::model::{SpiffeId, WorkloadUid};
+use crate::runtime::{Level, Room};
 use crate::telemetry::tunnel::{LaneGauge, TunnelBytes, TunnelMetrics};
 use crate::tunnel::lane::{EXPIRED, SHARED, client_config};
 use crate::tunnel::lanes::copy;
@@ -21,7 +22,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 /// The transport; a cheap handle.
@@ -37,7 +38,7 @@ struct Pool {
     /// One socket per address family, made when first needed.
     endpoints: Mutex<[Option<Endpoint>; 2]>,
     entries: Mutex<HashMap<Peer, Arc<Entry>>>,
-    handshakes: Semaphore,
+    handshakes: Room,
     is_draining: AtomicBool,
     connection_ended: Notify,
 }
@@ -70,7 +71,7 @@ impl Quic {
     pub(in crate::tunnel) fn new(config: Arc<Config>, identities: Identities, metrics: Arc<TunnelMetrics>) -> Self {
         Self(Arc::new(Pool {
             transport: transport(&config),
-            handshakes: Semaphore::new(config.max_handshakes),
+            handshakes: Room::new("tunnel_outbound_handshakes_quic", config.max_handshakes),
             config,
             identities,
             metrics,
@@ -141,6 +142,10 @@ impl Quic {
                 tls: TlsSession::default(),
             })
             .collect()
+    }
+
+    pub(in crate::tunnel) fn levels(&self) -> Vec<Level> {
+        vec![self.0.handshakes.level()]
     }
 
     pub(in crate::tunnel) async fn drain(&self, deadline: Instant) {
@@ -242,7 +247,7 @@ impl Pool {
 
     async fn dial(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<Pooled, OpenError> {
         let dial = async {
-            let _permit = self.handshakes.acquire().await.map_err(|_| OpenError::Closed)?;
+            let _place = self.handshakes.enter().await;
             timeout(self.config.connect_timeout, self.connect(&entry.peer)).await.unwrap_or(Err(OpenError::Timeout))
         };
         // Asked for before the handshake: a certificate that replaces it meanwhile ends later.

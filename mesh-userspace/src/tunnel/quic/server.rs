@@ -7,6 +7,7 @@ use super::pooled::peer_end;
 use super::{CLOSED, OPENED, QUIC, code, enlarge, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
+use crate::runtime::Place;
 use crate::telemetry::tunnel::TunnelBytes;
 use crate::tunnel::codec::MAX_HEADER;
 use crate::tunnel::lane::{EXPIRED, SHARED};
@@ -21,7 +22,6 @@ use rustls_pki_types::CertificateDer;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// A stream with its header read, waiting for the answer.
@@ -116,10 +116,7 @@ async fn accept_connections(shared: Arc<Shared>, endpoint: Endpoint, mut configs
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let permits = Arc::clone(&shared.connections)
-            .try_acquire_owned()
-            .and_then(|connection| Ok((connection, Arc::clone(&shared.handshakes).try_acquire_owned()?)));
-        let Ok((connection, handshake)) = permits else {
+        let Some((connection, handshake)) = shared.places() else {
             shared.metrics.handshake_failed(QUIC, "server", Refusal::Overloaded.reason());
             incoming.refuse();
             continue;
@@ -144,12 +141,7 @@ async fn accept_connections(shared: Arc<Shared>, endpoint: Endpoint, mut configs
     let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
 }
 
-async fn serve_connection(
-    shared: Arc<Shared>,
-    connecting: quinn::Connecting,
-    handshake: OwnedSemaphorePermit,
-    _connection: OwnedSemaphorePermit,
-) {
+async fn serve_connection(shared: Arc<Shared>, connecting: quinn::Connecting, handshake: Place, _connection: Place) {
     let failed = |reason| shared.metrics.handshake_failed(QUIC, "server", reason);
     let connection = match timeout(shared.config.handshake_timeout, connecting).await {
         Err(_) => return failed("timeout"),

@@ -1,8 +1,8 @@
 //! What the pool of lanes does.
 
-use super::world::{World, read_all, until, within};
+use super::world::{BANK, CART, World, id, read_all, until, within};
 use crate::model::TransportChoice::Lanes;
-use crate::tunnel::{OpenError, StreamError};
+use crate::tunnel::{OpenError, Peer, StreamError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,40 @@ async fn a_full_lane_is_joined_by_another_up_to_the_bound() {
     streams.pop();
     until("there is room", || world.tunnel.lanes().iter().any(|lane| lane.streams < 4)).await;
     world.open("echo").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_descriptor_no_lane_is_dialled_and_lanes_that_exist_go_on() {
+    let world = World::with_descriptors(Lanes, 1, 8);
+    let _stream = world.open("echo").await.unwrap();
+    // Of another identity, so on a lane of its own.
+    let other = Peer { source: id(BANK), ..world.peer.clone() };
+    let refused = world.open_to(&other, "echo").await;
+    assert!(matches!(refused, Err(OpenError::Bound("descriptors"))), "{refused:?}");
+    let mut recv = world.open("whoami").await.unwrap().split().1;
+    assert!(!read_all(&mut recv).await.is_empty());
+    world.tunnel.forget_source(&id(CART));
+    until("the descriptor is given back", || world.tunnel.lanes().is_empty()).await;
+    within(async {
+        // The lane's last words come after it has left the pool.
+        while matches!(world.open_to(&other, "echo").await, Err(OpenError::Bound("descriptors"))) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    world.open_to(&other, "echo").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_a_descriptor_turns_lanes_away_and_says_why() {
+    let world = World::with_descriptors(Lanes, 8, 1);
+    let _stream = world.open("echo").await.unwrap();
+    let other = Peer { source: id(BANK), ..world.peer.clone() };
+    let refused = world.open_to(&other, "echo").await;
+    assert!(matches!(refused, Err(OpenError::Dial(_))), "{refused:?}");
+    assert_eq!(world.metric("tunnel_handshake_failures_total", &["server", "descriptor_limit"]), 1);
+    let mut recv = world.open("whoami").await.unwrap().split().1;
+    assert!(!read_all(&mut recv).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

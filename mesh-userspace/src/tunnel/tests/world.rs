@@ -3,6 +3,8 @@
 use crate::ca::{Authority, Validity, init};
 use crate::identity::Identities;
 use crate::model::{NodeName, SpiffeId, TransportChoice, TrustDomain, WorkloadUid};
+use crate::runtime::Descriptors;
+use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::{
     Config, Incoming, OpenError, Peer, RecvHalf, Refusal, ResetCode, SendHalf, Server, Stream, StreamHeader, Tunnel,
@@ -77,21 +79,41 @@ impl World {
         Self::between(choice, client, server, adjust)
     }
 
+    /// With so many descriptors for connections at either end.
+    pub(super) fn with_descriptors(choice: TransportChoice, client_has: usize, server_has: usize) -> Self {
+        let authority = authority();
+        let client = identities(&[&authority], &[CART, BANK], (-60, 3600));
+        let server = identities(&[&authority], &[SHOP], (-60, 3600));
+        let descriptors = [client_has, server_has].map(Descriptors::new);
+        Self::made(choice, client, server, |_| {}, descriptors)
+    }
+
     pub(super) fn between(
         choice: TransportChoice,
         client: Identities,
         server: Identities,
         adjust: impl FnOnce(&mut Config),
     ) -> Self {
+        Self::made(choice, client, server, adjust, [65_536, 65_536].map(Descriptors::new))
+    }
+
+    fn made(
+        choice: TransportChoice,
+        client: Identities,
+        server: Identities,
+        adjust: impl FnOnce(&mut Config),
+        [client_descriptors, server_descriptors]: [Descriptors; 2],
+    ) -> Self {
         let mut config = Config { listen: vec!["127.0.0.1:0".parse().unwrap()], ..Config::default() };
         adjust(&mut config);
         let mut registry = Registry::default();
         let metrics = Arc::new(TunnelMetrics::register(&mut registry));
-        let server = Server::bind(config.clone(), server, Arc::clone(&metrics)).unwrap();
+        let accepts = AcceptFailures::default();
+        let server = Server::bind(config.clone(), server, Arc::clone(&metrics), server_descriptors, accepts).unwrap();
         let address = server.addresses()[0];
         let wake = Arc::new(Notify::new());
         let server = tokio::spawn(applications(server, Arc::clone(&wake)));
-        let tunnel = Arc::new(Tunnel::new(config, client, metrics));
+        let tunnel = Arc::new(Tunnel::new(config, client, metrics, client_descriptors));
         Self { tunnel, peer: peer(address), choice, wake, registry, server }
     }
 
