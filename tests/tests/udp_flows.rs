@@ -216,7 +216,12 @@ fn flows_are_listed_logged_and_explained() -> Result<()> {
         assert_eq!(line.bytes_sent, replies * server.len() as u64, "{line:?} of {report:?}");
         ensure!(replies >= report.answered, "{line:?} of {report:?}");
     }
+    explained(&bed)
+}
 
+/// What `nodemesh explain` says about datagrams: of the service, and on a port that none leads to.
+fn explained(bed: &Bed) -> Result<()> {
+    let vip = bed.vip();
     let explained: Value =
         bed.cluster.document("n1", &["explain", "default/client", &format!("default/{SERVICE}:53/udp")])?;
     let paths = explained["items"].as_array().context("paths")?;
