@@ -231,9 +231,10 @@ fn explained(bed: &Bed) -> Result<()> {
         assert_eq!((&path["arrives"], &path["transport"]), (&json!("mtls"), &json!("quic")), "{path}");
         assert_eq!(path["verdict"], "allow", "{path}");
     }
-    let unguarded = ["explain", "default/client", "10.98.2.10:9/udp"];
-    let explained: Value = bed.cluster.document("n1", &unguarded)?;
+    let elsewhere = format!("{}:9/udp", bed.cluster.world.pod("far").v4());
+    let explained: Value = bed.cluster.document("n1", &["explain", "default/client", &elsewhere])?;
     assert_eq!(explained["items"][0]["arrives"], "unguarded", "{explained}");
+    ensure!(explained["items"][0]["why"].as_str().is_some_and(|why| why.contains("no service leads")), "{explained}");
     Ok(())
 }
 
