@@ -44,6 +44,10 @@ impl Cgroup {
         Ok(Self { path })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes a group below this one.
     pub(crate) fn child(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);

@@ -139,6 +139,28 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
+/// What `mesh-load` measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Requests {
+    /// How many were answered.
+    pub requests: u64,
+    pub failed: u64,
+    /// From the first request to the end.
+    pub seconds: f64,
+    pub p50_micros: f64,
+    pub p99_micros: f64,
+    pub p999_micros: f64,
+    pub max_micros: f64,
+}
+
+impl Requests {
+    /// Requests answered in a second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.requests as f64 / self.seconds
+    }
+}
+
 /// What a DNS server said.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {

@@ -1,8 +1,10 @@
 //! Worlds: a switch, nodes on it, pods behind the nodes; all of them network namespaces.
 //!
 //! ```text
-//!   pod eth0 10.98.<n>.<p>, fd98:<n>::<p> -- bridge of the node (10.98.<n>.1) -- eth0 172.31.0.<n>, fd98::<n> -- switch
+//!   pod eth0 10.98.<16n>.<p>, fd98:<n>::<p> -- bridge of the node (10.98.<16n>.1) -- eth0 172.31.0.<n>, fd98::<n> -- switch
 //! ```
+//! A node's pods have the 12 bits below 10.98.<16n>.0: the 256th is 10.98.<16n + 1>.0.
+//!
 //! Without a mesh, every pod reaches every other by plain routing. Addresses repeat in each world: no two worlds see
 //! each other.
 
@@ -20,7 +22,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 /// Host part of the first pod on a node; 1 is the node's bridge.
-const FIRST_POD: u8 = 10;
+const FIRST_POD: u16 = 10;
+/// One more than the host part of the last: a bridge has 1,023 ports.
+const END_OF_PODS: u16 = FIRST_POD + 1_023;
+/// Nodes whose pods have addresses: [`subnet`].
+const MAX_NODES: usize = 15;
 /// IFNAMSIZ without the final zero: nodes and pods lend their names to links.
 const MAX_NAME: usize = 15;
 
@@ -42,7 +48,7 @@ pub struct World {
 pub struct Node {
     name: String,
     number: u8,
-    next_pod: u8,
+    next_pod: u16,
     namespace: Namespace,
     daemon_cgroup: PathBuf,
     pods_cgroup: PathBuf,
@@ -99,6 +105,7 @@ impl World {
         ])?;
         let (pods, hosts, nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut world = Self { cgroup, pods, hosts, nodes, switch, folder, owner };
+        ensure!(topology.nodes.len() <= MAX_NODES, "a world has at most {MAX_NODES} nodes");
         for (number, plan) in (1..).zip(&topology.nodes) {
             world.add_node(&plan.name, number)?;
         }
@@ -171,6 +178,20 @@ impl World {
         &self.folder.0
     }
 
+    /// A control group of the world beside those of pods and daemons, for programs that are to be measured apart.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn group(&self, name: &str) -> Result<PathBuf> {
+        self.cgroup.child(name)
+    }
+
+    /// The control group that everything in this world runs below.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
     /// Adds a pod to a node, also while everything runs.
     ///
     /// # Errors
@@ -180,14 +201,15 @@ impl World {
         ensure!(!self.pods.contains_key(name), "there is a pod {name} already");
         let node = self.nodes.get_mut(node).with_context(|| format!("this world has no node {node:?}"))?;
         let host = node.next_pod;
-        node.next_pod = host.checked_add(1).context("the node has no address left")?;
+        ensure!(host < END_OF_PODS, "the node has no room for another pod");
+        node.next_pod = host + 1;
         let number = node.number;
         let namespace = Namespace::create(format!("{}-{}-{name}", self.owner, node.name))?;
         let pod = Pod {
             name: name.to_owned(),
             node: node.name.clone(),
-            v4: Ipv4Addr::new(10, 98, number, host),
-            v6: Ipv6Addr::new(0xfd98, number.into(), 0, 0, 0, 0, 0, host.into()),
+            v4: subnet(number, host),
+            v6: Ipv6Addr::new(0xfd98, number.into(), 0, 0, 0, 0, 0, host),
             cgroup: self.cgroup.child(&format!("{}/pods/{name}", node.name))?,
             namespace,
         };
@@ -196,10 +218,10 @@ impl World {
             format!("link set dev {name} master pods up"),
         ])?;
         pod.namespace.ip(&[
-            format!("address add {}/24 dev eth0", pod.v4),
+            format!("address add {}/20 dev eth0", pod.v4),
             format!("address add {}/64 dev eth0 nodad", pod.v6),
             "link set dev eth0 up".into(),
-            format!("route add default via 10.98.{number}.1"),
+            format!("route add default via {}", subnet(number, 1)),
             format!("route add default via fd98:{number:x}::1"),
         ])?;
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
@@ -274,7 +296,7 @@ impl World {
             format!(
                 "link add name pods address 02:98:00:00:00:{number:02x} type bridge forward_delay 0 mcast_snooping 0"
             ),
-            format!("address add 10.98.{number}.1/24 dev pods"),
+            format!("address add {}/20 dev pods", subnet(number, 1)),
             format!("address add fd98:{number:x}::1/64 dev pods nodad"),
             "link set dev pods up".into(),
         ])?;
@@ -290,7 +312,7 @@ impl World {
                 .flat_map(|other| {
                     let number = other.number;
                     [
-                        format!("route add 10.98.{number}.0/24 via {}", other.v4()),
+                        format!("route add {}/20 via {}", subnet(number, 0), other.v4()),
                         format!("route add fd98:{number:x}::/64 via {}", other.v6()),
                     ]
                 })
@@ -396,6 +418,12 @@ impl Pod {
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }
+}
+
+/// An address of a node's pods, by its host part of 12 bits.
+fn subnet(node: u8, host: u16) -> Ipv4Addr {
+    let [high, low] = host.to_be_bytes();
+    Ipv4Addr::new(10, 98, node << 4 | high, low)
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -19,7 +19,8 @@ usage: cargo xtask VERB
   test           everything: tidy, clippy, unit, property and doc tests, scenarios on the testbed (as root)
   demo           two nodes with real programs and a table of what happened between them (as root)
                  --once: check every expectation and end; --keep: stay up to be tried by hand
-  bench WHAT     measure on the testbed (as root), with an optimised build; WHAT is `scale` or `same-node`, its options follow
+  bench          the mesh beside direct TCP, Envoy, HAProxy and nginx on the testbed (as root), with an optimised build;
+                 --quick: a look; --help: planes and measures; `bench scale`: many services and workloads instead
   soak           ten minutes of traffic under rotating certificates, the long form of a scenario of `test` (as root)
   clean-testbed  remove what killed tests and demos left behind
 ";

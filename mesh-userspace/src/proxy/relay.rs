@@ -17,6 +17,9 @@ use tokio::net::TcpStream;
 const SMALLEST_READ: usize = 4 * 1024;
 /// Large reads are what makes bulk cheap: fewer wake-ups, full TLS records.
 const LARGEST_READ: usize = 256 * 1024;
+/// A direction lets others have the thread after this much: tokio counts operations, of which 128 large ones take
+/// milliseconds.
+const TURN: usize = 512 * 1024;
 /// A silent connection is looked at this many times within its idle timeout: it ends at most a quarter late, and no
 /// timer is touched per packet.
 const LOOKS_PER_TIMEOUT: u32 = 4;
@@ -111,6 +114,20 @@ pub(super) fn reset_on_close(app: &TcpStream) {
     let _ = SockRef::from(app).set_linger(Some(Duration::ZERO));
 }
 
+/// What a direction has carried since others last had the thread.
+#[derive(Default)]
+struct Turn(usize);
+
+impl Turn {
+    async fn carried(&mut self, bytes: usize) {
+        self.0 += bytes;
+        if self.0 >= TURN {
+            self.0 = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 /// Application to tunnel. No buffer is held while the application is silent.
 async fn upload(
     app: &TcpStream,
@@ -119,6 +136,7 @@ async fn upload(
     progress: &Progress,
 ) -> Result<(), Failure> {
     let mut size = SMALLEST_READ;
+    let mut turn = Turn::default();
     loop {
         app.readable().await.map_err(Failure::Local)?;
         let mut buffer = BytesMut::with_capacity(size);
@@ -133,6 +151,7 @@ async fn upload(
                 carried.passed_to_tunnel(read as u64);
                 size = next_read(size, read);
                 send.send(buffer.freeze()).await?;
+                turn.carried(read).await;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(Failure::Local(error)),
@@ -160,14 +179,16 @@ async fn download(
 ) -> Result<(), Failure> {
     let opened = Instant::now();
     let mut is_first = true;
+    let mut turn = Turn::default();
     while let Some(chunk) = recv.recv().await? {
-        let length = chunk.len() as u64;
+        let length = chunk.len();
         progress.step();
         if std::mem::take(&mut is_first) {
             carried.answered(progress.asked.get().unwrap_or(&opened).elapsed());
         }
         write_all(app, chunk).await.map_err(Failure::Local)?;
-        carried.passed_from_tunnel(length);
+        carried.passed_from_tunnel(length as u64);
+        turn.carried(length).await;
     }
     progress.step();
     match SockRef::from(app).shutdown(Shutdown::Write) {

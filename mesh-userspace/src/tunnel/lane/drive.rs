@@ -18,6 +18,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 const SHORTEST_TICK: Duration = Duration::from_millis(5);
 /// Ciphertext read at once.
 const READ: usize = 128 * 1024;
+/// Reads before other tasks get the thread: tokio's own budget of 128 operations would be milliseconds of decryption.
+const READS: u32 = 4;
 
 thread_local! {
     /// Read into by every lane of the thread, so that a lane at rest holds no buffer.
@@ -123,6 +125,7 @@ impl Drop for CloseOnDrop<'_> {
 impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
     /// Ready when the lane is to be closed.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closing> {
+        let mut reads = 0;
         loop {
             let wants_read = {
                 let mut state = self.lane.lock();
@@ -143,7 +146,12 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
             }
             let written = self.write(cx);
             if has_progress && !matches!(written, Written::Yielded) {
-                continue;
+                reads += 1;
+                if reads < READS {
+                    continue;
+                }
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             match written {
                 Written::Yielded => return Poll::Pending,

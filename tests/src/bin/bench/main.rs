@@ -1,25 +1,41 @@
 //! Measures the mesh on the testbed. Figures, not verdicts: nothing here fails because something was slow.
 
+mod compare;
+mod cpu;
+mod figures;
 mod machine;
-mod same_node;
+mod measure;
+mod pki;
+mod plane;
+mod plot;
 mod scale;
+mod scene;
 mod settings;
+mod start;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(about)]
-enum Bench {
-    /// Ten services and ten thousand: loading, one change, memory, and what a connect costs in the kernel.
+#[command(about, args_conflicts_with_subcommands = true)]
+struct Bench {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    compare: compare::Options,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Ten services and ten thousand, one local workload and a thousand: loading, one change, memory, and what a connect
+    /// costs in the kernel.
     Scale(scale::Options),
-    /// Two pods of one node: by the kernel, through the tunnel, and without the mesh.
-    SameNode(same_node::Options),
 }
 
 fn main() -> Result<()> {
-    match Bench::parse() {
-        Bench::Scale(options) => scale::run(&options),
-        Bench::SameNode(options) => same_node::run(&options),
+    let bench = Bench::parse();
+    match &bench.verb {
+        Some(Verb::Scale(options)) => scale::run(options),
+        None => compare::run(&bench.compare),
     }
 }

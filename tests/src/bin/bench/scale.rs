@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Numbers of services, each with ten endpoints; the first is what the others are compared with.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 10_000])]
     services: Vec<u32>,
+    /// Numbers of workloads on the node itself, each with a namespace and an identity of its own.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1_000])]
+    workloads: Vec<u32>,
     /// Connects from which the hooks' cost is taken, in each of five rounds.
     #[arg(long, default_value_t = 2_000)]
     connects: u32,
@@ -52,8 +55,20 @@ struct Row {
     connect_hook_ns: Vec<f64>,
 }
 
+/// One number of local workloads.
+#[derive(Debug, Serialize)]
+struct Local {
+    workloads: u32,
+    ready_seconds: f64,
+    /// From writing one service's file to the kernel's table: median and worst.
+    change_seconds: [f64; 2],
+    resident_kib: u64,
+    descriptors: u64,
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     let rows = options.services.iter().map(|services| measure(*services, options)).collect::<Result<Vec<_>>>()?;
+    let local = options.workloads.iter().map(|workloads| measure_local(*workloads)).collect::<Result<Vec<_>>>()?;
     println!(
         "{:>9} {:>10} {:>9} {:>16} {:>12} {:>10} {:>16}",
         "services", "endpoints", "ready s", "change s (worst)", "resident MiB", "maps MiB", "connect hook ns"
@@ -72,7 +87,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             middle(&row.connect_hook_ns),
         );
     }
-    let report = json!({"bench": "scale", "machine": machine::describe(), "rows": rows});
+    println!(
+        "{:>15} {:>9} {:>16} {:>12} {:>11}",
+        "local workloads", "ready s", "change s (worst)", "resident MiB", "descriptors"
+    );
+    for row in &local {
+        let [median, worst] = row.change_seconds;
+        println!(
+            "{:>15} {:>9.2} {:>8.3} ({:.3}) {:>12.1} {:>11}",
+            row.workloads,
+            row.ready_seconds,
+            median,
+            worst,
+            row.resident_kib as f64 / 1024.0,
+            row.descriptors
+        );
+    }
+    let report = json!({"bench": "scale", "machine": machine::describe(), "rows": rows, "local": local});
     println!("{report}");
     if let Some(path) = &options.json {
         std::fs::write(path, format!("{report:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
@@ -88,25 +119,62 @@ fn measure(services: u32, options: &Options) -> Result<Row> {
     })?;
     let _echo = cluster.serve("server", 8080, &[])?;
     settings::write(&cluster.catalog, services)?;
-    cluster.daemon_mut(NODE).stop()?;
-    let started = Instant::now();
-    cluster.daemon_mut(NODE).spawn()?;
-    cluster.daemon_mut(NODE).wait_until_ready_within(BOUND)?;
-    let ready = started.elapsed();
+    let ready = restart(&mut cluster)?;
     cluster.wait_until_served("client", "server")?;
-    let mut changes: Vec<f64> = (0..CHANGES).map(|round| change(&cluster, round)).collect::<Result<_>>()?;
-    changes.sort_by(f64::total_cmp);
+    let change_seconds = changes(&cluster)?;
     let resident = machine::resident(cluster.daemon(NODE).pid()?).context("the daemon's memory cannot be read")?;
     let metrics = cluster.daemon(NODE).metrics()?;
     Ok(Row {
         services,
         endpoints: services * ENDPOINTS,
         ready_seconds: ready.as_secs_f64(),
-        change_seconds: [middle(&changes), *changes.last().context("nothing was changed")?],
+        change_seconds,
         resident_kib: resident,
         map_bytes: metrics.sum("nodemesh_bpf_map_bytes", &[]) as u64,
         connect_hook_ns: (0..5).map(|_| hook(&cluster, options.connects)).collect::<Result<_>>()?,
     })
+}
+
+/// Workloads on the node itself; each has a service, too.
+fn measure_local(workloads: u32) -> Result<Local> {
+    eprintln!("bench: {workloads} workloads on the node");
+    let names: Vec<String> = (0..workloads).map(|number| format!("w{number}")).collect();
+    let topology = World::named("local").node(NODE).pods(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut cluster = Cluster::start(topology, |catalog| {
+        for name in &names {
+            catalog.service(name, 80, 8080);
+        }
+    })?;
+    let _echo = cluster.serve("w0", 8080, &[])?;
+    settings::write(&cluster.catalog, 0)?;
+    let ready = restart(&mut cluster)?;
+    let last = names.last().context("at least one workload")?;
+    cluster.wait_until_served(last, "w0")?;
+    let change_seconds = changes(&cluster)?;
+    let metrics = cluster.daemon(NODE).metrics()?;
+    Ok(Local {
+        workloads,
+        ready_seconds: ready.as_secs_f64(),
+        change_seconds,
+        resident_kib: machine::resident(cluster.daemon(NODE).pid()?).context("the daemon's memory cannot be read")?,
+        descriptors: metrics.count("process_open_fds", &[]),
+    })
+}
+
+/// Starts the daemon anew; the time until it is ready.
+fn restart(cluster: &mut Cluster) -> Result<Duration> {
+    cluster.daemon_mut(NODE).stop()?;
+    let started = Instant::now();
+    cluster.daemon_mut(NODE).spawn()?;
+    cluster.daemon_mut(NODE).wait_until_ready_within(BOUND)?;
+    Ok(started.elapsed())
+}
+
+/// Median and worst of some changes, in seconds.
+fn changes(cluster: &Cluster) -> Result<[f64; 2]> {
+    let mut changes: Vec<f64> = (0..CHANGES).map(|round| change(cluster, round)).collect::<Result<_>>()?;
+    changes.sort_by(f64::total_cmp);
+    Ok([middle(&changes), *changes.last().context("nothing was changed")?])
 }
 
 /// Makes one endpoint of the first of the services come or go; the time until the kernel knows.
