@@ -35,6 +35,12 @@ pub struct Access {
     pub bytes_sent: u64,
     /// From the source to the destination.
     pub bytes_recv: u64,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// From the destination to the source; UDP's lines alone.
+    pub datagrams_sent: Option<u64>,
+    /// From the source to the destination; UDP's lines alone.
+    pub datagrams_recv: Option<u64>,
     /// What policy said: `allow` or `deny`.
     pub verdict: Option<String>,
     /// `namespace/name`.

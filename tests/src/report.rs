@@ -170,6 +170,22 @@ pub struct Resolved {
     pub addresses: Vec<IpAddr>,
 }
 
+/// What `mesh-probe http3 get` has fetched; its bytes were those that were expected, if there is no error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// The last response's.
+    pub status: u16,
+    pub bytes: u64,
+    /// The server's address as QUIC has it after the last byte.
+    pub from: String,
+    /// The client's address as the server sees it.
+    pub seen_as: String,
+    /// The server's name.
+    pub server: String,
+    pub local_port: u16,
+    pub error: Option<String>,
+}
+
 /// What `mesh-probe udp` tells about its datagrams.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datagrams {
@@ -184,6 +200,8 @@ pub struct Datagrams {
     pub from: Option<String>,
     pub getpeername: Option<String>,
     pub local_port: Option<u16>,
+    /// Sockets by the name of the server that answered them.
+    pub servers: BTreeMap<String, u64>,
     pub error: Option<String>,
     pub errno: Option<i32>,
 }

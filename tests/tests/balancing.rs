@@ -151,6 +151,69 @@ fn a_replica_that_fails_its_health_check_is_left_alone_until_it_passes() -> Resu
 }
 
 #[test]
+fn a_replica_that_says_not_serving_over_grpc_is_left_alone_until_it_serves() -> Result<()> {
+    let topology = World::named("health-grpc").node("n1").pod("client").node("n2").pod("a").node("n3").pod("b");
+    let cluster = Cluster::start(topology, |catalog| {
+        catalog.service("shop", 80, 8080);
+        for replica in ["a", "b"] {
+            catalog.workload(replica).of_app("shop");
+        }
+        let check = json!({
+            "grpc": {"service": "shop.Cart"}, "interval": "200ms", "timeout": "200ms", "unhealthyAfter": 2,
+            "healthyAfter": 2,
+        });
+        catalog.traffic("shop").algorithm("RoundRobin").set("healthCheck", check);
+    })?;
+    let serve = |pod: &str| -> Result<Running> {
+        let program = Program::probe(["grpc", "serve", "--port", "8080", "--service", "shop.Cart"]);
+        let mut server = program.start_in(cluster.world.pod(pod))?;
+        server.wait_for_listener(8080)?;
+        Ok(server)
+    };
+    let (a, b) = (serve("a")?, serve("b")?);
+    let vip = cluster.catalog.vips("shop")[0].to_string();
+    let check = || -> Result<()> {
+        let asked = Program::probe(["grpc", "check", &vip]).run_in(cluster.world.pod("client"))?.success()?;
+        assert_eq!(asked.stdout.trim_end(), "SERVING");
+        Ok(())
+    };
+    // Probes come from the endpoint's own address.
+    let client = format!("asked by {}", cluster.world.pod("client").v4());
+    let asked = |server: &Running| server.printed().lines().filter(|line| *line == client).count();
+    wait::until_ok("a is asked", BOUND, || {
+        check()?;
+        ensure!(asked(&a) > 0, "{}", a.printed());
+        Ok(())
+    })?;
+    a.signal(Signal::USR1)?;
+    let unhealthy = |count| {
+        cluster.wait_for_metrics("n2", "nodemesh_health", |metrics| {
+            metrics.count("nodemesh_health_endpoints", &[("state", "unhealthy")]) == count
+        })
+    };
+    // At both of its addresses.
+    unhealthy(2)?;
+    let before = (asked(&a), asked(&b));
+    for _ in 0..20 {
+        check()?;
+    }
+    assert_eq!((asked(&a), asked(&b)), (before.0, before.1 + 20));
+    let metrics = cluster.daemon("n1").metrics()?;
+    ensure!(metrics.count("nodemesh_balance_retries_total", &[("reason", "unhealthy")]) > 0, "{}", metrics.text());
+    assert_eq!(metrics.count("nodemesh_tcp_connections_failed_total", &[]), 0, "{}", metrics.text());
+    let probes = cluster.daemon("n2").metrics()?;
+    ensure!(probes.count("nodemesh_health_checks_total", &[("result", "status")]) >= 2, "{}", probes.text());
+    ensure!(probes.count("nodemesh_health_checks_total", &[("result", "healthy")]) >= 2, "{}", probes.text());
+    a.signal(Signal::USR2)?;
+    unhealthy(0)?;
+    wait::until_ok("a is asked again", BOUND, || {
+        check()?;
+        ensure!(asked(&a) > before.0, "{}", a.printed());
+        Ok(())
+    })
+}
+
+#[test]
 fn endpoints_are_listed_with_their_state() -> Result<()> {
     let cluster = pair("listed", |_| {})?;
     let _echo = cluster.serve("server", 8080, &[])?;

@@ -24,6 +24,8 @@ const WANTED: &[Wanted] = &[
     Wanted { program: "redis-server", package: "redis-server", service: Some("redis-server") },
     Wanted { program: "redis-cli", package: "redis-tools", service: None },
     Wanted { program: "iperf3", package: "iperf3", service: Some("iperf3") },
+    Wanted { program: "dnsmasq", package: "dnsmasq-base", service: None },
+    Wanted { program: "dig", package: "bind9-dnsutils", service: None },
     Wanted { program: "promtool", package: "prometheus", service: Some("prometheus") },
 ];
 

@@ -3,6 +3,7 @@
 
 pub use super::identity_rows::{CertificateRow, RootRow, RotationRow};
 
+use crate::telemetry::connections::Protocol;
 use crate::telemetry::live::LiveConnection;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
@@ -205,6 +206,9 @@ pub struct ConnectionRow {
     pub id: u64,
     /// `outbound` or `inbound`.
     pub direction: String,
+    /// `tcp`, or `udp` of a flow of datagrams.
+    #[serde(default)]
+    pub protocol: String,
     /// The client's address.
     pub source: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -238,6 +242,12 @@ pub struct ConnectionRow {
     pub bytes_sent: u64,
     /// From the source to the destination.
     pub bytes_received: u64,
+    /// Datagrams from the destination to the source; UDP's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagrams_sent: Option<u64>,
+    /// Datagrams from the source to the destination; UDP's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagrams_received: Option<u64>,
     pub age_seconds: f64,
 }
 
@@ -256,6 +266,7 @@ impl From<&LiveConnection> for ConnectionRow {
         Self {
             id: live.id,
             direction: flow.direction.as_str().to_owned(),
+            protocol: flow.protocol.as_str().to_owned(),
             source: flow.source.to_string(),
             source_workload: owned(&flow.source_workload),
             source_identity: owned(&flow.source_identity),
@@ -270,6 +281,8 @@ impl From<&LiveConnection> for ConnectionRow {
             suite: owned(&flow.suite),
             bytes_sent: live.sent,
             bytes_received: live.received,
+            datagrams_sent: (flow.protocol == Protocol::Udp).then_some(live.datagrams_sent),
+            datagrams_received: (flow.protocol == Protocol::Udp).then_some(live.datagrams_received),
             age_seconds: live.age.as_secs_f64(),
         }
     }

@@ -12,6 +12,9 @@ pub struct EndpointRow {
     pub service: String,
     /// The service's address and port.
     pub frontend: String,
+    /// `tcp` or `udp`.
+    #[serde(default)]
+    pub protocol: String,
     /// `namespace/name`.
     pub workload: String,
     /// Its address and port.

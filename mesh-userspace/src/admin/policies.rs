@@ -100,8 +100,11 @@ impl From<Caller> for PlaintextRow {
 #[serde(rename_all = "camelCase")]
 pub struct PathRow {
     pub source: EndRow,
-    /// What the application connects to.
+    /// What the application connects, or sends, to.
     pub asked: String,
+    /// `tcp` or `udp`.
+    #[serde(default)]
+    pub protocol: String,
     /// `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,

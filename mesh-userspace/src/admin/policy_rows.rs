@@ -5,6 +5,7 @@ use super::policies::{PathRow, PlaintextRow, PolicyRow};
 use super::rows::{answer, ask, failed, list, refused};
 use super::traffic::TrafficRow;
 use super::{Ask, Sources};
+use crate::model::Protocol;
 use crate::proxy::explain::Question;
 use axum::Router;
 use axum::extract::{Query, State};
@@ -47,10 +48,17 @@ struct Asked {
     source: String,
     destination: String,
     port: Option<u16>,
+    protocol: Option<String>,
 }
 
 async fn explain(State(sources): State<Sources>, Query(asked): Query<Asked>) -> Response {
-    let question = Question { source: asked.source, destination: asked.destination, port: asked.port };
+    let protocol = match asked.protocol.as_deref() {
+        None => None,
+        Some("tcp") => Some(Protocol::Tcp),
+        Some("udp") => Some(Protocol::Udp),
+        Some(other) => return failed(StatusCode::BAD_REQUEST, format!("{other:?} is no protocol: tcp or udp")),
+    };
+    let question = Question { source: asked.source, destination: asked.destination, port: asked.port, protocol };
     match ask(move || (sources.policy.explain)(&question)).await {
         Ok(Ok(paths)) => in_order(paths),
         Ok(Err(unclear)) => failed(StatusCode::BAD_REQUEST, unclear),

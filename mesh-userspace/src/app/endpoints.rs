@@ -23,7 +23,8 @@ fn row(group: &BalancerStatus, status: &EndpointStatus) -> EndpointRow {
     };
     EndpointRow {
         service: group.service.to_string(),
-        frontend: group.frontend.to_string(),
+        frontend: group.frontend.address.to_string(),
+        protocol: group.frontend.protocol.as_str().to_owned(),
         workload: workload.name.to_string(),
         address: status.endpoint.address.to_string(),
         node: workload.node.to_string(),

@@ -106,7 +106,7 @@ fn source(source: &Source) -> String {
 
 fn paths(snapshot: &Snapshot, found: &Explanation) -> Vec<PathRow> {
     let row = |path: &Path| {
-        let frontend = path.service.as_ref().and_then(|_| snapshot.frontend(path.asked));
+        let frontend = path.service.as_ref().and_then(|_| snapshot.frontend_of(path.protocol, path.asked));
         let balancing = frontend.map(|frontend| traffic::phrase(&frontend.traffic));
         PathRow { balancing, ..path_row(&found.source, path) }
     };
@@ -126,6 +126,7 @@ fn path_row(source: &Party, path: &Path) -> PathRow {
     PathRow {
         source: end(source.workload.as_ref(), IpAddr::to_string(&source.address), None),
         asked: path.asked.to_string(),
+        protocol: path.protocol.as_str().to_owned(),
         service: path.service.as_ref().map(ToString::to_string),
         balancing: None,
         destination,

@@ -157,7 +157,7 @@ impl Wiring {
     }
 
     fn status(&self) -> Status {
-        let totals = self.context.metrics.totals();
+        let totals = self.context.metrics.totals(telemetry::connections::Protocol::Tcp);
         let report = self.reports.borrow().clone();
         let local = self.context.snapshot.load().workloads().values().filter(|w| w.node == self.context.node).count();
         let health = self.catalog.borrow();

@@ -34,19 +34,3 @@ pub use group::Group;
 pub use health::Probes;
 pub use member::EndpointId;
 pub use status::{ConnectFailure, Counts, EjectionCause, EndpointStatus, Exhausted, Levels, Pick};
-
-use crate::engine::Endpoint;
-
-/// Picks an endpoint with a probability proportional to its weight. `random` is uniform over all of `u64`; `None` if
-/// no endpoint has a weight.
-#[must_use]
-pub fn pick(endpoints: &[Endpoint], random: u64) -> Option<&Endpoint> {
-    let total: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
-    let mut position = hash::scale(random, total);
-    endpoints.iter().find(|endpoint| {
-        let weight = u64::from(endpoint.weight);
-        let hit = position < weight;
-        position = position.saturating_sub(weight);
-        hit
-    })
-}

@@ -27,7 +27,7 @@ impl Show for EndpointRow {
             let back = row.ejected_millis.map(|millis| seconds(Duration::from_millis(millis).as_secs_f64()));
             table.row([
                 row.service.clone(),
-                row.frontend.clone(),
+                frontend(row),
                 row.workload.clone(),
                 row.address.clone(),
                 row.node.clone(),
@@ -42,6 +42,14 @@ impl Show for EndpointRow {
     }
 }
 
+/// The protocol follows where it is not TCP.
+fn frontend(row: &EndpointRow) -> String {
+    match row.protocol.as_str() {
+        "" | "tcp" => row.frontend.clone(),
+        protocol => format!("{}/{protocol}", row.frontend),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,7 +58,8 @@ mod tests {
     fn an_ejected_endpoint_says_why_and_for_how_long() {
         let row = EndpointRow {
             service: "shop/cart".into(),
-            frontend: "10.96.0.1:80".into(),
+            frontend: "10.96.0.1:53".into(),
+            protocol: "udp".into(),
             workload: "shop/cart-1".into(),
             address: "10.0.0.2:8080".into(),
             node: "n2".into(),
@@ -63,7 +72,7 @@ mod tests {
         };
         let text =
             EndpointRow::show(&[row], &View { wide: false, headers: false, now: std::time::SystemTime::UNIX_EPOCH });
-        for part in ["shop/cart-1", "ejected (timeout)", "1.5ms", "7s"] {
+        for part in ["shop/cart-1", "10.96.0.1:53/udp", "ejected (timeout)", "1.5ms", "7s"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
     }

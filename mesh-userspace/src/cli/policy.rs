@@ -10,16 +10,28 @@ use super::{Done, Exit, Problem, Session};
 use crate::admin::policies::{EndRow, PathRow, PlaintextRow, PolicyRow, RulingRow};
 use std::io::Write;
 
+const UDP: &str = "udp";
+
 impl<W: Write> Session<'_, W> {
-    /// `nodemesh explain SRC DST[:PORT]`: exit code 3 if a connection could be refused.
+    /// `nodemesh explain SRC DST[:PORT[/udp]]`: exit code 3 if a connection could be refused.
     pub(super) fn explain(&mut self, source: &str, destination: &str) -> Result<Done, Problem> {
+        let (destination, protocol) = protocol(destination);
         let (destination, port) = split(destination).map_err(Problem::Input)?;
         let port = port.map_or_else(String::new, |port| format!("&port={port}"));
-        let path = format!("/v1/explain?source={}&destination={}{port}", encode(source), encode(destination));
+        let protocol = protocol.map_or_else(String::new, |protocol| format!("&protocol={protocol}"));
+        let path = format!("/v1/explain?source={}&destination={}{port}{protocol}", encode(source), encode(destination));
         let document = self.fetch::<PathRow>(&path)?;
         self.print(&document)?;
         let refused = document.items.iter().any(|path| path.verdict == "deny");
         Ok(if refused { Exit::Findings } else { Exit::Ok }.into())
+    }
+}
+
+/// What follows a port or an IPv6 address; `shop/udp` is a name.
+fn protocol(destination: &str) -> (&str, Option<&str>) {
+    match destination.rsplit_once('/') {
+        Some((rest, protocol @ ("tcp" | "udp"))) if rest.contains(':') => (rest, Some(protocol)),
+        _ => (destination, None),
     }
 }
 
@@ -125,7 +137,8 @@ impl Show for PathRow {
         let mut text = String::new();
         for row in items {
             let service = row.service.as_ref().map_or_else(String::new, |service| format!("{service} at "));
-            let head = format!("{} to {service}{}", end(&row.source), row.asked);
+            let protocol = if row.protocol == UDP { "/udp" } else { "" };
+            let head = format!("{} to {service}{}{protocol}", end(&row.source), row.asked);
             let mut lines = vec![head];
             lines.extend(row.balancing.as_ref().map(|how| format!("  balances  {how}")));
             if let Some(destination) = &row.destination {
@@ -152,8 +165,10 @@ impl Show for PathRow {
 fn verdict(row: &PathRow) -> String {
     let said = row.ruling.as_ref().map_or_else(|| row.verdict.clone(), ruling);
     match row.enforced_by.as_deref().filter(|_| row.verdict == "deny") {
+        Some("kernel_connect") if row.protocol == UDP => format!("{said}; connect() or sendto() fails at the source"),
         Some("kernel_connect") => format!("{said}; connect() fails at the source"),
         Some("kernel_sk_lookup") => format!("{said}; the destination's kernel drops it"),
+        Some(_) if row.protocol == UDP => format!("{said}; the source's proxy drops it"),
         Some(_) => format!("{said}; the source's proxy resets it"),
         None => said,
     }

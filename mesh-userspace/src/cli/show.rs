@@ -141,6 +141,7 @@ impl Show for ConnectionRow {
     fn show(items: &[Self], view: &View) -> String {
         let mut columns = vec![
             ("DIRECTION", Left),
+            ("PROTOCOL", Left),
             ("SOURCE", Left),
             ("DESTINATION", Left),
             ("SERVICE", Left),
@@ -160,6 +161,7 @@ impl Show for ConnectionRow {
             let known = |text: &Option<String>| text.clone().unwrap_or_default();
             let cells = [
                 row.direction.clone(),
+                row.protocol.clone(),
                 named(&row.source, row.source_workload.as_ref()),
                 row.destination.clone(),
                 known(&row.service),

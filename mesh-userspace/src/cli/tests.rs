@@ -159,6 +159,7 @@ fn connection() -> ConnectionRow {
     ConnectionRow {
         id: 7,
         direction: "outbound".to_owned(),
+        protocol: "tcp".to_owned(),
         source: "10.1.1.2:40000".to_owned(),
         source_workload: Some("shop/web".to_owned()),
         source_identity: Some("spiffe://example.org/ns/shop/sa/web".to_owned()),
@@ -179,8 +180,8 @@ fn connection() -> ConnectionRow {
 fn connections_show_both_ends() {
     let daemon = FakeDaemon::answering("/v1/connections?limit=10000", json(vec![connection()]));
     let table = "\
-DIRECTION  SOURCE                     DESTINATION   SERVICE    BACKEND        NODE  TRANSPORT  KX                SENT  RECEIVED   AGE
-outbound   shop/web (10.1.1.2:40000)  10.96.0.1:80  shop/cart  10.1.2.2:8080  n2    lane       X25519MLKEM768  2.0KiB       10B  1m1s
+DIRECTION  PROTOCOL  SOURCE                     DESTINATION   SERVICE    BACKEND        NODE  TRANSPORT  KX                SENT  RECEIVED   AGE
+outbound   tcp       shop/web (10.1.1.2:40000)  10.96.0.1:80  shop/cart  10.1.2.2:8080  n2    lane       X25519MLKEM768  2.0KiB       10B  1m1s
 ";
     assert_eq!(run(&daemon.socket(), &["get", "conn"]), (Exit::Ok, table.to_owned(), String::new()));
 }

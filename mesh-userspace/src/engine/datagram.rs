@@ -12,7 +12,7 @@ use super::compile::{common_group, target_port, udp_ports};
 use super::index::Claims;
 use super::number::Numbers;
 use super::{Engine, FrontendView, SharedMap, Snapshot, index};
-use crate::model::{ObjectName, Service, Traffic, Workload};
+use crate::model::{ObjectName, Protocol, Service, Traffic, Workload};
 use mesh_common::datagram::{FIRST_NUMBER, LAST_NUMBER};
 use mesh_common::service::{AppPort, AppPortKey, DatagramFrontend};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +44,23 @@ pub(super) struct DatagramViews {
 }
 
 impl Snapshot {
+    /// The service that owns this virtual address and port.
+    #[must_use]
+    pub fn frontend_of(&self, protocol: Protocol, address: SocketAddr) -> Option<&FrontendView> {
+        match protocol {
+            Protocol::Tcp => self.frontend(address),
+            Protocol::Udp => self.datagram_frontend(address),
+        }
+    }
+
+    /// Whether datagrams to this address and port are the mesh's: a service's, or on a port of a workload that a
+    /// service leads to.
+    #[must_use]
+    pub fn takes_datagrams(&self, address: SocketAddr) -> bool {
+        let key = SocketAddr::new(address.ip().to_canonical(), address.port());
+        self.datagrams.targets.values().any(|target| *target == key)
+    }
+
     /// The service that owns this virtual address and UDP port.
     #[must_use]
     pub fn datagram_frontend(&self, address: SocketAddr) -> Option<&FrontendView> {

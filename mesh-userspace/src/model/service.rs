@@ -11,6 +11,17 @@ pub enum Protocol {
     Udp,
 }
 
+impl Protocol {
+    /// As people write it after a port: `tcp` or `udp`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
 /// Where a service's port leads in its workloads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {

@@ -151,7 +151,15 @@ impl CaptureSocket {
 /// # Errors
 /// `ConnectionRefused` once nobody listens there; else the kernel's.
 pub async fn receive_from_application(socket: &tokio::net::UdpSocket, mut visit: impl FnMut(&[u8])) -> io::Result<()> {
-    socket.readable().await?;
+    // An ICMP error makes a socket neither readable nor writable.
+    let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+    if ready.is_error() {
+        if let Some(error) = socket.take_error()? {
+            return Err(error);
+        }
+        // Whoever sends has taken it: without this, there would be one to look for, forever.
+        let _ = socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
     SCRATCH.with_borrow_mut(|scratch| {
         scratch.resize(BATCH * LONGEST, 0);
         for _ in 0..BATCH {
@@ -163,4 +171,42 @@ pub async fn receive_from_application(socket: &tokio::net::UdpSocket, mut visit:
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    /// A socket that is connected to a port which nobody has.
+    async fn deserted() -> tokio::net::UdpSocket {
+        let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        socket.connect(nobody.local_addr().unwrap()).await.unwrap();
+        socket.writable().await.unwrap();
+        drop(nobody);
+        socket
+    }
+
+    #[tokio::test]
+    async fn that_nobody_listens_is_heard_without_sending_again() {
+        let socket = deserted().await;
+        socket.try_send(b"anybody?").unwrap();
+        let heard = timeout(Duration::from_secs(10), receive_from_application(&socket, |_| {})).await;
+        assert_eq!(heard.expect("it is told").unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn an_error_that_was_taken_elsewhere_is_not_looked_for_forever() {
+        let socket = deserted().await;
+        socket.try_send(b"anybody?").unwrap();
+        socket.ready(Interest::ERROR).await.unwrap();
+        assert!(socket.take_error().unwrap().is_some());
+        receive_from_application(&socket, |_| panic!("nothing has come")).await.unwrap();
+        // Nothing is left to look at: it waits.
+        let waiting = timeout(Duration::from_millis(50), receive_from_application(&socket, |_| {}));
+        assert!(waiting.await.is_err());
+    }
 }

@@ -6,7 +6,7 @@
 use super::Failure;
 use crate::balance::{CALLERS_MAX, Counts, EndpointId, EndpointStatus, Exhausted, Group, Levels};
 use crate::engine::{Endpoint, FrontendView, Snapshot};
-use crate::model::{ObjectName, Service, Traffic};
+use crate::model::{ObjectName, Protocol, Service, Traffic};
 use crate::runtime::Level;
 use crate::tunnel::{OpenError, Refusal};
 use arc_swap::ArcSwap;
@@ -16,6 +16,19 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What a group is of: a service's virtual address and port. TCP and UDP share neither endpoints' state nor limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+}
+
+impl Frontend {
+    fn view(self, snapshot: &Snapshot) -> Option<&FrontendView> {
+        snapshot.frontend_of(self.protocol, self.address)
+    }
+}
+
 /// The groups, one a frontend. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Balancers(Arc<Table>);
@@ -23,14 +36,14 @@ pub struct Balancers(Arc<Table>);
 #[derive(Default)]
 struct Table {
     /// Never more than the catalog has frontends; see [`Balancers::follow`].
-    groups: Mutex<HashMap<SocketAddr, Arc<Balancer>>>,
+    groups: Mutex<HashMap<Frontend, Arc<Balancer>>>,
     /// What groups have counted whose frontends are gone.
     retired: Mutex<Counts>,
 }
 
 /// The group of one frontend.
 struct Balancer {
-    frontend: SocketAddr,
+    frontend: Frontend,
     service: ObjectName,
     state: Mutex<State>,
 }
@@ -63,7 +76,7 @@ pub(super) struct Picked {
 /// One frontend's group, for people.
 #[derive(Clone, Debug)]
 pub struct BalancerStatus {
-    pub frontend: SocketAddr,
+    pub frontend: Frontend,
     pub service: ObjectName,
     pub endpoints: Vec<EndpointStatus>,
     /// When the statuses were taken: their moments are relative to this one.
@@ -71,11 +84,11 @@ pub struct BalancerStatus {
 }
 
 impl Balancers {
-    /// Picks an endpoint for a connection to a frontend; `None` if the destination is no frontend.
+    /// Picks an endpoint for a connection, or a flow of datagrams, to a frontend; `None` if the destination is none.
     pub(super) fn pick(
         &self,
         snapshots: &ArcSwap<Snapshot>,
-        destination: SocketAddr,
+        destination: Frontend,
         caller: IpAddr,
         among: Among<'_>,
     ) -> Option<Result<Picked, Exhausted>> {
@@ -83,7 +96,7 @@ impl Balancers {
         let now = Instant::now();
         let mut state = balancer.lock();
         let snapshot = snapshots.load();
-        let frontend = snapshot.frontend(destination)?;
+        let frontend = destination.view(&snapshot)?;
         state.refresh(frontend, now);
         let picked = match among {
             Among::Untried(tried) => state.group.pick(caller, tried, rand::random(), now),
@@ -104,11 +117,11 @@ impl Balancers {
         }))
     }
 
-    fn balancer(&self, snapshots: &ArcSwap<Snapshot>, destination: SocketAddr) -> Option<Arc<Balancer>> {
+    fn balancer(&self, snapshots: &ArcSwap<Snapshot>, destination: Frontend) -> Option<Arc<Balancer>> {
         let mut groups = lock(&self.0.groups);
         // Read under the lock: a group cannot be added again after `follow` has dropped it.
         let snapshot = snapshots.load();
-        let frontend = snapshot.frontend(destination)?;
+        let frontend = destination.view(&snapshot)?;
         let service = &frontend.service.name;
         if let Some(known) = groups.get(&destination).filter(|known| known.service == *service) {
             return Some(known.clone());
@@ -125,9 +138,9 @@ impl Balancers {
     pub fn follow(&self, snapshots: &ArcSwap<Snapshot>) {
         let now = Instant::now();
         let mut kept = Vec::new();
-        lock(&self.0.groups).retain(|address, balancer| {
+        lock(&self.0.groups).retain(|frontend, balancer| {
             let snapshot = snapshots.load();
-            let stays = snapshot.frontend(*address).is_some_and(|view| view.service.name == balancer.service);
+            let stays = frontend.view(&snapshot).is_some_and(|view| view.service.name == balancer.service);
             if stays {
                 kept.push(balancer.clone());
             } else {
@@ -137,8 +150,8 @@ impl Balancers {
         });
         for balancer in kept {
             let mut state = balancer.lock();
-            if let Some(frontend) = snapshots.load().frontend(balancer.frontend) {
-                state.refresh(frontend, now);
+            if let Some(view) = balancer.frontend.view(&snapshots.load()) {
+                state.refresh(view, now);
             }
         }
     }
@@ -286,7 +299,9 @@ impl Attempt {
                 }
             }
             Stage::Connected => {
-                let is_reset = matches!(failure, Failure::Remote(_)) && failure.is_retriable();
+                // Of a flow of datagrams: nobody has the port.
+                let is_refused = matches!(failure, Failure::Application(_));
+                let is_reset = is_refused || matches!(failure, Failure::Remote(_)) && failure.is_retriable();
                 if is_reset && !self.has_answered.load(Relaxed) {
                     state.group.handle_reset(self.id, now);
                 }
@@ -339,3 +354,6 @@ fn add(sum: &mut Counts, more: &Counts) {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use super::verdict::{self, Caller, Ruling};
 use super::{Context, Cut, Failure};
 use crate::datapath::monotonic_nanoseconds;
 use crate::engine::Snapshot;
-use crate::model::{ObjectName, Workload};
+use crate::model::{ObjectName, Protocol, Workload};
 use crate::runtime::Level;
 use crate::telemetry::connections::{Reporter, Security};
 use crate::telemetry::policy::EnforcedBy;
@@ -170,7 +170,7 @@ impl Context {
         let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
         let ruling = destination.and_then(|workload| self.ruled(snapshot, workload, beginning));
         let session = |reporter| {
-            let edge = Edge { reporter, source: beginning.caller, destination, service };
+            let edge = Edge { protocol: Protocol::Tcp, reporter, source: beginning.caller, destination, service };
             let session = Session::begin_since(self, &edge, Security::Kernel, source, beginning.destination, since);
             session.routed(backend, self.node.as_str());
             session.carried_by_kernel();

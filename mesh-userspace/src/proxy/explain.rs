@@ -7,9 +7,10 @@ mod tests;
 
 pub use question::{Question, UnclearQuestion};
 
+use self::question::Asked;
 use super::verdict::{self, Caller, NamedVerdict};
 use crate::engine::{Endpoint, FrontendView, Snapshot};
-use crate::model::{ObjectName, TransportChoice, Workload};
+use crate::model::{ObjectName, Protocol, TransportChoice, Workload};
 use crate::telemetry::policy::EnforcedBy;
 use mesh_common::policy::Arrival;
 use std::net::{IpAddr, SocketAddr};
@@ -51,8 +52,9 @@ impl How {
 /// One way that the connection can take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// What the application connects to.
+    /// What the application connects, or sends, to.
     pub asked: SocketAddr,
+    pub protocol: Protocol,
     pub service: Option<ObjectName>,
     /// The workload that it reaches.
     pub endpoint: Option<Arc<Workload>>,
@@ -94,42 +96,54 @@ pub fn explain(snapshot: &Snapshot, question: &Question) -> Result<Explanation, 
     Ok(Explanation { source, paths })
 }
 
-fn paths(snapshot: &Snapshot, source: &Party, asked: SocketAddr) -> Vec<Path> {
-    let caller = source.workload.as_deref().filter(|workload| workload.is_meshed());
-    let is_excluded =
-        snapshot.mesh.as_ref().is_some_and(|mesh| mesh.exclude.iter().any(|range| range.contains(&asked.ip())));
-    let captured = match (caller, is_excluded) {
-        (Some(caller), false) => Ok(caller),
-        (Some(_), true) => Err("MeshConfig excludes the address: the connection is left alone"),
-        (None, _) if source.workload.is_some() => Err("the caller's mode is DISABLED"),
-        (None, _) => Err("the caller is no workload of the mesh"),
-    };
-    if let Some(frontend) = snapshot.frontend(asked) {
+fn paths(snapshot: &Snapshot, source: &Party, asked: Asked) -> Vec<Path> {
+    let left_alone = |why| vec![Path { how: How::Unguarded, why, ..nowhere(asked) }];
+    let Asked { address, protocol } = asked;
+    let captured = captured(snapshot, source, asked);
+    if captured.is_ok() && snapshot.mesh.as_ref().is_some_and(|mesh| mesh.answers_dns_at(address)) {
+        return left_alone("the mesh's own DNS answers there, whoever asks");
+    }
+    if let Some(frontend) = snapshot.frontend_of(protocol, address) {
         return through_service(snapshot, source, asked, frontend, captured);
     }
-    let Some(workload) = snapshot.workload_serving(asked) else {
-        let path = Path { how: How::Unguarded, why: "the destination is not in the mesh", ..nowhere(asked) };
-        return vec![path];
+    let workload = match protocol {
+        Protocol::Tcp => snapshot.workload_serving(address),
+        Protocol::Udp => snapshot.workload_at(address.ip()),
     };
-    if caller.is_some_and(|caller| caller.uid == workload.uid) {
-        let path = Path {
-            endpoint: Some(workload.clone()),
-            address: Some(asked),
-            how: How::Unguarded,
-            why: "the workload calls its own address: its traffic with itself is left alone",
-            ..nowhere(asked)
-        };
-        return vec![path];
+    let Some(workload) = workload else { return left_alone("the destination is not in the mesh") };
+    if protocol == Protocol::Udp && !snapshot.takes_datagrams(address) {
+        return left_alone("no service leads to this UDP port: its datagrams are left alone");
     }
-    let endpoint = Endpoint::direct(workload, asked);
+    if source.workload.as_ref().is_some_and(|caller| caller.is_meshed() && caller.uid == workload.uid) {
+        let why = "the workload calls its own address: its traffic with itself is left alone";
+        let (endpoint, address) = (Some(workload.clone()), Some(address));
+        return vec![Path { endpoint, address, how: How::Unguarded, why, ..nowhere(asked) }];
+    }
+    let endpoint = Endpoint::direct(workload, address);
     let early = kernel_decides(snapshot, std::slice::from_ref(&endpoint));
     vec![path(snapshot, source, asked, None, &endpoint, captured, early)]
+}
+
+/// The caller, if what it sends there is the mesh's; else why not.
+fn captured<'a>(snapshot: &Snapshot, source: &'a Party, asked: Asked) -> Result<&'a Workload, &'static str> {
+    let is_excluded = || {
+        snapshot.mesh.as_ref().is_some_and(|mesh| mesh.exclude.iter().any(|range| range.contains(&asked.address.ip())))
+    };
+    match source.workload.as_deref() {
+        None => Err("the caller is no workload of the mesh"),
+        Some(caller) if !caller.is_meshed() => Err("the caller's mode is DISABLED"),
+        Some(caller) if asked.protocol == Protocol::Udp && caller.is_host_network() => {
+            Err("the caller is in its node's own network namespace, whose datagrams are left alone")
+        }
+        Some(_) if is_excluded() => Err("MeshConfig excludes the address: the connection is left alone"),
+        Some(caller) => Ok(caller),
+    }
 }
 
 fn through_service(
     snapshot: &Snapshot,
     source: &Party,
-    asked: SocketAddr,
+    asked: Asked,
     frontend: &FrontendView,
     captured: Result<&Workload, &'static str>,
 ) -> Vec<Path> {
@@ -145,21 +159,26 @@ fn through_service(
 fn path(
     snapshot: &Snapshot,
     source: &Party,
-    asked: SocketAddr,
+    asked: Asked,
     service: Option<ObjectName>,
     endpoint: &Endpoint,
     captured: Result<&Workload, &'static str>,
     early: bool,
 ) -> Path {
     let (workload, port) = (&endpoint.workload, endpoint.address.port());
+    let reached = Path { service, endpoint: Some(workload.clone()), address: Some(endpoint.address), ..nowhere(asked) };
     let (how, why, told, by) = match captured {
         Ok(caller) => {
             let address = caller.address_like(source.address).unwrap_or(source.address);
             let identity = Some(&caller.identity);
             let told = verdict::decide(snapshot, workload, port, Arrival::Authenticated, Caller { identity, address });
             let by = if early { EnforcedBy::KernelConnect } else { EnforcedBy::Source };
-            let how = How::MutualTls { transport: transport(snapshot) };
+            let how = How::MutualTls { transport: transport(snapshot, asked.protocol) };
             (how, "both workloads are in the mesh", told, by)
+        }
+        Err(_) if asked.protocol == Protocol::Udp && workload.is_host_network() => {
+            let why = "the workload is in its node's own network namespace, whose UDP ports are not guarded";
+            return Path { how: How::Unguarded, why, ..reached };
         }
         Err(why) => {
             let caller = Caller { identity: None, address: source.address };
@@ -167,21 +186,13 @@ fn path(
             (How::Plaintext, why, told, EnforcedBy::KernelSkLookup)
         }
     };
-    Path {
-        asked,
-        service,
-        endpoint: Some(workload.clone()),
-        address: Some(endpoint.address),
-        how,
-        why,
-        told: Some(told),
-        enforced_by: Some(by),
-    }
+    Path { how, why, told: Some(told), enforced_by: Some(by), ..reached }
 }
 
-fn nowhere(asked: SocketAddr) -> Path {
+fn nowhere(asked: Asked) -> Path {
     Path {
-        asked,
+        asked: asked.address,
+        protocol: asked.protocol,
         service: None,
         endpoint: None,
         address: None,
@@ -199,9 +210,10 @@ fn kernel_decides(snapshot: &Snapshot, endpoints: &[Endpoint]) -> bool {
     keys.next().is_some_and(|first| first.0 != 0 && keys.all(|other| other == first))
 }
 
-fn transport(snapshot: &Snapshot) -> &'static str {
-    match snapshot.mesh.as_ref().map(|mesh| mesh.transport) {
-        Some(TransportChoice::Quic) => "quic",
-        Some(TransportChoice::Auto | TransportChoice::Lanes) | None => "lanes",
+fn transport(snapshot: &Snapshot, protocol: Protocol) -> &'static str {
+    match (protocol, snapshot.mesh.as_ref().map(|mesh| mesh.transport)) {
+        // Only QUIC carries datagrams.
+        (Protocol::Udp, _) | (Protocol::Tcp, Some(TransportChoice::Quic)) => "quic",
+        (Protocol::Tcp, Some(TransportChoice::Auto | TransportChoice::Lanes) | None) => "lanes",
     }
 }

@@ -5,7 +5,7 @@ use super::outbound::{accept_until, original_destination};
 use super::relay::reset_on_close;
 use super::{Context, Failure, Outbound};
 use crate::datapath::Tuples;
-use crate::telemetry::connections::{EdgeKey, Party, Reporter, Security, ServiceLabels};
+use crate::telemetry::connections::{EdgeKey, Party, Protocol, Reporter, Security, ServiceLabels};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
@@ -46,7 +46,7 @@ impl HostOutbound {
         match local {
             Some((record, local)) => {
                 let outbound = Outbound { context: self.context.clone(), local, tuples: self.tuples.clone() };
-                outbound.unrouted(source, Some(record.endpoint().into()), spent);
+                outbound.calling().unrouted(source, Some(record.endpoint().into()), spent);
             }
             None => self.unattributed(spent),
         }
@@ -76,6 +76,7 @@ impl HostOutbound {
             source: Party::unknown(),
             destination: Party::unknown(),
             service: ServiceLabels::unknown(),
+            protocol: Protocol::Tcp,
             security: Security::None,
         };
         let connection = self.context.metrics.edge(edge).opened();

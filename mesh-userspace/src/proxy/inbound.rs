@@ -102,44 +102,57 @@ impl Inbound {
     }
 
     async fn carry(&self, incoming: Incoming, admitted: Admitted) {
-        let Admitted { local, source, mut ticket, snapshot } = admitted;
+        let session = self.begin(&incoming, &admitted);
+        let judged = self.judge(&incoming, &admitted, &session).and_then(|()| self.context.budget.connection());
+        let _held = match judged {
+            Ok(held) => held,
+            Err(failure) => {
+                incoming.refuse(failure.refusal());
+                return session.fail(&failure);
+            }
+        };
+        // The snapshot is held no longer than the decision: a connection may last for days.
+        let Admitted { local, mut ticket, .. } = admitted;
+        if let Err(failure) = self.deliver(incoming, &local, &session, &mut ticket).await {
+            session.fail(&failure);
+        }
+    }
+
+    /// Begins to count, list and log a stream.
+    pub(super) fn begin(&self, incoming: &Incoming, admitted: &Admitted) -> Session {
         let (from, to) = (incoming.header.source, incoming.header.destination);
-        let destination = local.current(&snapshot);
         let service = incoming.header.service.as_deref().and_then(service_name);
         let edge = Edge {
+            protocol: incoming.header.protocol,
             reporter: Reporter::Destination,
-            source: &source,
-            destination: Some(destination),
+            source: &admitted.source,
+            destination: Some(admitted.local.current(&admitted.snapshot)),
             service: service.as_ref(),
         };
         let session = Session::begin(&self.context, &edge, from, to);
         session.routed(to, self.context.node.as_str());
+        session
+    }
+
+    /// Asks policy, and whether the endpoint passes its service's health check.
+    pub(super) fn judge(&self, incoming: &Incoming, admitted: &Admitted, session: &Session) -> Result<(), Failure> {
+        let (from, to) = (incoming.header.source, incoming.header.destination);
+        let Admitted { local, source, snapshot, .. } = admitted;
+        let destination = local.current(snapshot);
         let caller = Caller { identity: Some(&incoming.source), address: from.ip() };
-        let told = verdict::decide(&snapshot, destination, to.port(), Arrival::Authenticated, caller);
+        let told = verdict::decide(snapshot, destination, to.port(), Arrival::Authenticated, caller);
         let parties =
-            Parties { source: from, source_workload: Some(&source), destination: to, workload: Some(destination) };
+            Parties { source: from, source_workload: Some(source), destination: to, workload: Some(destination) };
         self.context.reports.decided(&told, EnforcedBy::Destination, &parties);
         if told.is_denied() {
-            incoming.refuse(Refusal::Denied);
-            return session.fail(&Failure::Denied(told.ruling));
+            return Err(Failure::Denied(told.ruling));
         }
         session.ruled(&told.ruling);
+        let service = incoming.header.service.as_deref().and_then(service_name);
         if service.is_some_and(|service| self.context.health.is_unhealthy(&service, to)) {
-            incoming.refuse(Refusal::Unhealthy);
-            return session.fail(&Failure::Refused(Refusal::Unhealthy));
+            return Err(Failure::Refused(Refusal::Unhealthy));
         }
-        // Held no longer than the decision: a connection may last for days.
-        drop(snapshot);
-        let _held = match self.context.budget.connection() {
-            Ok(held) => held,
-            Err(spent) => {
-                incoming.refuse(spent.refusal());
-                return session.fail(&spent);
-            }
-        };
-        if let Err(failure) = self.deliver(incoming, &local, &session, &mut ticket).await {
-            session.fail(&failure);
-        }
+        Ok(())
     }
 
     async fn deliver(

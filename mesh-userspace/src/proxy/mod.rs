@@ -17,10 +17,11 @@ mod plaintext;
 mod registry;
 mod relay;
 mod report;
+mod route;
 mod session;
 pub mod verdict;
 
-pub use balancers::{BalancerStatus, Balancers};
+pub use balancers::{BalancerStatus, Balancers, Frontend};
 pub use budget::{Budget, Spent};
 pub use carried::Carried;
 pub use datagram::{DatagramOutbound, Datagrams};

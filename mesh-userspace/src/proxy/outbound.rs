@@ -1,24 +1,19 @@
 //! Outbound: a workload's captured connection is carried to an endpoint's node.
 
-use super::balancers::{self, Among, Attempt};
+use super::balancers::{Among, Attempt};
 use super::registry::{Live, Side};
 use super::relay::{Carried, Progress, relay, reset_on_close};
-use super::report::Parties;
-use super::session::{Edge, Session};
-use super::verdict::{self, Caller};
+use super::route::{Calling, Route};
+use super::session::Session;
 use super::{Context, Failure, LocalWorkload};
-use crate::balance::EndpointId;
 use crate::datapath::Tuples;
-use crate::engine::{Endpoint, Snapshot};
-use crate::model::{ObjectName, Protocol, Service, Traffic, Workload};
+use crate::engine::Snapshot;
+use crate::model::{Protocol, Workload};
 use crate::runtime::Acceptor;
 use crate::telemetry::bounds::AcceptFailures;
-use crate::telemetry::connections::Reporter;
-use crate::telemetry::policy::EnforcedBy;
-use crate::tunnel::{Peer, Stream, StreamHeader};
+use crate::tunnel::{Stream, StreamHeader};
 use mesh_common::flow::{OriginalDestination, TupleKey};
-use mesh_common::policy::Arrival;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -29,37 +24,6 @@ pub struct Outbound {
     pub context: Arc<Context>,
     pub local: Arc<LocalWorkload>,
     pub tuples: Tuples,
-}
-
-/// Where a captured connection goes.
-struct Route {
-    endpoint: Endpoint,
-    /// `None`: the workload was called by its own address, and nothing was picked.
-    picked: Option<Picked>,
-}
-
-/// The service's part of it.
-struct Picked {
-    service: Arc<Service>,
-    traffic: Arc<Traffic>,
-    attempt: Attempt,
-    /// Another endpoint was tried before.
-    is_retry: bool,
-}
-
-impl Route {
-    fn new(picked: balancers::Picked, is_retry: bool) -> Self {
-        let balancers::Picked { service, traffic, endpoint, attempt } = picked;
-        Self { endpoint, picked: Some(Picked { service, traffic, attempt, is_retry }) }
-    }
-
-    fn service(&self) -> Option<&ObjectName> {
-        self.picked.as_ref().map(|picked| &picked.service.name)
-    }
-
-    fn traffic(&self) -> Option<&Traffic> {
-        self.picked.as_ref().map(|picked| &*picked.traffic)
-    }
 }
 
 impl Outbound {
@@ -86,7 +50,7 @@ impl Outbound {
     fn shed(&self, app: &TcpStream, source: SocketAddr, spent: &Failure) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
         let record = original_destination(&self.tuples, self.local.namespace.cookie(), source);
-        self.unrouted(source, record.ok().map(|record| record.endpoint().into()), spent);
+        self.calling().unrouted(source, record.ok().map(|record| record.endpoint().into()), spent);
         reset_on_close(app);
     }
 
@@ -94,7 +58,7 @@ impl Outbound {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
         let carried = match original_destination(&self.tuples, self.local.namespace.cookie(), source) {
             Ok(record) => self.carry(&app, source, &record).await,
-            Err(failure) => Err(failure).inspect_err(|failure| self.unrouted(source, None, failure)),
+            Err(failure) => Err(failure).inspect_err(|failure| self.calling().unrouted(source, None, failure)),
         };
         if carried.is_err() {
             reset_on_close(&app);
@@ -114,39 +78,24 @@ impl Outbound {
         }
         let elsewhere = record.flags() & OriginalDestination::ELSEWHERE != 0;
         let own = own_address(&self.local.workload, source);
-        let route = self.route(destination, own.ip(), elsewhere);
-        let route = route.inspect_err(|failure| self.unrouted(source, Some(destination), failure))?;
-        let mut session = {
+        // The kernel may have drawn among all endpoints, and the draw did not fall on one of this node.
+        let among = if elsewhere { Among::Elsewhere } else { Among::Untried(&[]) };
+        let calling = self.calling();
+        let route = calling.route(destination, own.ip(), among);
+        let route = route.inspect_err(|failure| calling.unrouted(source, Some(destination), failure))?;
+        let session = {
             let snapshot = self.context.snapshot.load();
-            Session::begin(&self.context, &self.edge(&snapshot, &route), source, destination)
+            Session::begin(&self.context, &calling.edge(&snapshot, &route), source, destination)
         };
         let outcome = tokio::select! {
-            outcome = self.attempts(app, own, destination, route, &mut session) => outcome,
+            outcome = self.attempts(app, own, destination, route, &session) => outcome,
             () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
         };
         outcome.inspect_err(|failure| session.fail(failure))
     }
 
-    fn edge<'a>(&'a self, snapshot: &'a Snapshot, route: &'a Route) -> Edge<'a> {
-        Edge {
-            reporter: Reporter::Source,
-            source: self.local.current(snapshot),
-            destination: Some(&route.endpoint.workload),
-            service: route.service(),
-        }
-    }
-
-    /// Picks where a connection goes: an endpoint of the frontend's service, or the workload itself.
-    ///
-    /// `elsewhere`: the kernel has drawn among all endpoints, and the draw did not fall on one of this node.
-    fn route(&self, destination: SocketAddr, caller: IpAddr, elsewhere: bool) -> Result<Route, Failure> {
-        let among = if elsewhere { Among::Elsewhere } else { Among::Untried(&[]) };
-        if let Some(picked) = self.context.balancers.pick(&self.context.snapshot, destination, caller, among) {
-            return Ok(Route::new(picked?, false));
-        }
-        let snapshot = self.context.snapshot.load();
-        let workload = snapshot.workload_serving(destination).ok_or(Failure::UnknownDestination(destination))?;
-        Ok(Route { endpoint: Endpoint::direct(workload, destination), picked: None })
+    pub(super) fn calling(&self) -> Calling<'_> {
+        Calling { context: &self.context, local: &self.local, protocol: Protocol::Tcp }
     }
 
     /// Tries endpoints until one carries the connection to its end, for as long as no byte has been anywhere.
@@ -156,10 +105,10 @@ impl Outbound {
         own: SocketAddr,
         destination: SocketAddr,
         mut route: Route,
-        session: &mut Session,
+        session: &Session,
     ) -> Result<(), Failure> {
         app.set_nodelay(true).map_err(Failure::Local)?;
-        let mut tried = Vec::new();
+        let (calling, mut tried) = (self.calling(), Vec::new());
         loop {
             let progress = Progress::default();
             let Err(failure) = self.attempt(app, own, &mut route, session, &progress).await else { return Ok(()) };
@@ -170,45 +119,11 @@ impl Outbound {
             if !(failure.is_retriable() && progress.is_untouched()) {
                 return Err(failure);
             }
-            let Some(next) = self.next_route(destination, own.ip(), route, &mut tried, &failure) else {
+            let Some(next) = calling.next_route(destination, own.ip(), route, &mut tried, &failure) else {
                 return Err(failure);
             };
             route = next;
-            session.rerouted(&self.context, &self.edge(&self.context.snapshot.load(), &route));
-        }
-    }
-
-    /// Where the connection goes after a failure, if the service allows another attempt and has another endpoint.
-    fn next_route(
-        &self,
-        destination: SocketAddr,
-        caller: IpAddr,
-        failed: Route,
-        tried: &mut Vec<EndpointId>,
-        failure: &Failure,
-    ) -> Option<Route> {
-        let Picked { traffic, attempt, .. } = failed.picked?;
-        tried.push(attempt.id());
-        if tried.len() > traffic.retry.attempts as usize {
-            if traffic.retry.attempts > 0 {
-                self.context.balance.retried("attempts");
-            }
-            return None;
-        }
-        let allowed = attempt.may_retry();
-        // It has ended: it must not count as one of the service's connections while the next one is picked.
-        drop(attempt);
-        let among = Among::Untried(tried);
-        let pick = || self.context.balancers.pick(&self.context.snapshot, destination, caller, among).transpose();
-        match allowed.and_then(|()| pick()) {
-            Ok(picked) => {
-                self.context.balance.retry(failure.reason());
-                Some(Route::new(picked?, true))
-            }
-            Err(exhausted) => {
-                self.context.balance.retried(exhausted.reason());
-                None
-            }
+            session.rerouted(&self.context, &calling.edge(&self.context.snapshot.load(), &route));
         }
     }
 
@@ -231,19 +146,14 @@ impl Outbound {
         // What changes from here on, the registry knows.
         let snapshot = self.context.snapshot.load_full();
         session.routed(route.endpoint.address, route.endpoint.workload.node.as_str());
-        self.authorize(own, &snapshot, route, session)?;
+        session.ruled(&self.calling().authorize(own, &snapshot, route)?);
         let stream = tokio::select! {
             opened = self.open(own, &snapshot, route) => opened?,
             cut = ticket.cut() => return Err(Failure::Cut(cut)),
         };
         // Held no longer than it is needed: a connection may last for days.
         drop(snapshot);
-        if let Some(picked) = &mut route.picked {
-            picked.attempt.connected();
-            if picked.is_retry {
-                self.context.balance.retried("recovered");
-            }
-        }
+        route.connected(&self.context);
         session.carried_by(&stream);
         let carried = Carrying { session, attempt: route.picked.as_ref().map(|picked| &picked.attempt) };
         let idle_timeout = route.traffic().and_then(|traffic| traffic.idle_timeout);
@@ -269,38 +179,8 @@ impl Outbound {
         }
     }
 
-    /// The destination decides, too; what it would refuse need not travel there.
-    fn authorize(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route, session: &Session) -> Result<(), Failure> {
-        let (endpoint, address) = (&route.endpoint.workload, route.endpoint.address);
-        let known = snapshot.workload(&endpoint.name).filter(|known| known.uid == endpoint.uid);
-        let destination = known.unwrap_or(endpoint);
-        let caller = Caller { identity: Some(&self.local.workload.identity), address: own.ip() };
-        let told = verdict::decide(snapshot, destination, address.port(), Arrival::Authenticated, caller);
-        let parties = Parties {
-            source: own,
-            source_workload: Some(&self.local.workload),
-            destination: address,
-            workload: Some(destination),
-        };
-        self.context.reports.decided(&told, EnforcedBy::Source, &parties);
-        if told.is_denied() {
-            return Err(Failure::Denied(told.ruling));
-        }
-        session.ruled(&told.ruling);
-        Ok(())
-    }
-
     async fn open(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route) -> Result<Stream, Failure> {
-        let workload = &route.endpoint.workload;
-        let node = snapshot.node(&workload.node).ok_or_else(|| Failure::UnknownNode(workload.node.clone()))?;
-        let address = node.addresses.first().ok_or_else(|| Failure::UnknownNode(workload.node.clone()))?;
-        let peer = Peer {
-            source: self.local.workload.identity.clone(),
-            destination: workload.identity.clone(),
-            workload: workload.uid.clone(),
-            node: workload.node.clone(),
-            address: SocketAddr::new(*address, self.context.tunnel_port),
-        };
+        let peer = self.calling().peer(snapshot, route)?;
         let header = StreamHeader {
             protocol: Protocol::Tcp,
             destination: route.endpoint.address,
@@ -317,20 +197,6 @@ impl Outbound {
             }
             None => tunnel.open(transport, &peer, header).await?,
         })
-    }
-
-    /// A connection that goes nowhere is counted under its source, and the service that it asked for if that is known.
-    pub(super) fn unrouted(&self, source: SocketAddr, destination: Option<SocketAddr>, failure: &Failure) {
-        let snapshot = self.context.snapshot.load();
-        let service = destination.and_then(|asked| Some((asked, &snapshot.frontend(asked)?.service.name)));
-        let edge = Edge {
-            reporter: Reporter::Source,
-            source: &self.local.workload,
-            destination: None,
-            service: service.map(|(_, name)| name),
-        };
-        let asked = service.map_or_else(|| SocketAddr::new(source.ip(), 0), |(asked, _)| asked);
-        Session::begin(&self.context, &edge, source, asked).fail(failure);
     }
 }
 

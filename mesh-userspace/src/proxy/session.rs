@@ -3,24 +3,27 @@
 use super::registry::Cut;
 use super::verdict::Ruling;
 use super::{Context, Failure};
-use crate::model::{ObjectName, Workload};
+use crate::model::{ObjectName, Protocol, Workload};
 use crate::telemetry::access_log;
-use crate::telemetry::connections::{EdgeKey, OpenConnection, Party, Reporter, ResponseFlag, Security, ServiceLabels};
+use crate::telemetry::connections::{
+    self, EdgeKey, OpenConnection, Party, Reporter, ResponseFlag, Security, ServiceLabels,
+};
 use crate::telemetry::live::{Direction, Flow, LiveGuard};
-use crate::tunnel::Stream;
+use crate::tunnel::{Stream, TlsSession};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Who speaks to whom.
 pub(super) struct Edge<'a> {
+    pub(super) protocol: Protocol,
     pub(super) reporter: Reporter,
     pub(super) source: &'a Workload,
     pub(super) destination: Option<&'a Workload>,
     pub(super) service: Option<&'a ObjectName>,
 }
 
-/// Counts, lists and finally logs a connection. Ending it is dropping it.
+/// Counts, lists and finally logs a connection, or a flow of datagrams. Ending it is dropping it.
 pub(super) struct Session {
     connection: OpenConnection,
     row: LiveGuard,
@@ -49,6 +52,7 @@ impl Session {
         };
         let named = |workload: &Workload| Arc::from(workload.name.to_string());
         let flow = Flow {
+            protocol: shown(edge.protocol),
             source_workload: Some(named(edge.source)),
             source_identity: Some(edge.source.identity.as_str().into()),
             service: edge.service.map(|name| name.to_string().into()),
@@ -61,7 +65,7 @@ impl Session {
     }
 
     /// It goes to another endpoint than so far.
-    pub(super) fn rerouted(&mut self, context: &Context, edge: &Edge<'_>) {
+    pub(super) fn rerouted(&self, context: &Context, edge: &Edge<'_>) {
         self.connection.moved_to(&context.metrics.edge(edge.key(Security::MutualTls)));
         self.row.set(Flow {
             destination_workload: edge.destination.map(|workload| workload.name.to_string().into()),
@@ -92,11 +96,15 @@ impl Session {
 
     /// The stream that carries it.
     pub(super) fn carried_by(&self, stream: &Stream) {
-        let tls = stream.tls();
+        self.carried_over(stream.transport(), &stream.tls());
+    }
+
+    /// The transport that carries it.
+    pub(super) fn carried_over(&self, transport: &'static str, tls: &TlsSession) {
         self.row.set(Flow {
-            transport: Some(stream.transport()),
-            group: Some(tls.group.as_str().into()),
-            suite: Some(tls.suite.as_str().into()),
+            transport: Some(transport),
+            group: known(&tls.group),
+            suite: known(&tls.suite),
             ..Flow::clone(&self.row.flow())
         });
     }
@@ -114,6 +122,16 @@ impl Session {
     /// Bytes went from the destination to the source.
     pub(super) fn answered(&self, bytes: u64) {
         self.connection.add_sent(bytes);
+    }
+
+    /// A datagram of this size went from the source to the destination.
+    pub(super) fn request(&self, bytes: usize) {
+        self.connection.add_received_datagram(bytes as u64);
+    }
+
+    /// A datagram of this size went from the destination to the source.
+    pub(super) fn reply(&self, bytes: usize) {
+        self.connection.add_sent_datagram(bytes as u64);
     }
 
     /// What policy said about it.
@@ -154,8 +172,21 @@ impl Edge<'_> {
                 name: name.name().into(),
                 namespace: name.namespace().into(),
             }),
+            protocol: shown(self.protocol),
             security,
         }
+    }
+}
+
+/// QUIC does not tell.
+fn known(text: &str) -> Option<Arc<str>> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn shown(protocol: Protocol) -> connections::Protocol {
+    match protocol {
+        Protocol::Tcp => connections::Protocol::Tcp,
+        Protocol::Udp => connections::Protocol::Udp,
     }
 }
 

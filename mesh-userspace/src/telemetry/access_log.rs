@@ -1,7 +1,7 @@
 //! One line for each finished connection. Keys follow ztunnel's, so that pipelines made for it read ours; bytes are
 //! counted as in the metrics: *sent* is what the destination answered.
 
-use super::connections::{Failure, OpenConnection};
+use super::connections::{Failure, OpenConnection, Protocol};
 use super::live::Flow;
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ pub struct Finished<'a> {
     pub sent: u64,
     /// Bytes from the source to the destination.
     pub received: u64,
+    /// Likewise in datagrams; left out of TCP's lines.
+    pub datagrams_sent: u64,
+    pub datagrams_received: u64,
     pub duration: Duration,
     pub failure: Option<Failure>,
     /// What went wrong, for people; shown with a failure only.
@@ -32,6 +35,8 @@ pub fn finished(flow: &Flow, connection: &OpenConnection, node: &str) {
         node,
         sent: traffic.sent(),
         received: traffic.received(),
+        datagrams_sent: traffic.datagrams_sent(),
+        datagrams_received: traffic.datagrams_received(),
         duration: connection.elapsed(),
         failure: connection.failure(),
         detail: connection.failure_detail(),
@@ -44,6 +49,7 @@ pub fn write(finished: &Finished<'_>) {
     macro_rules! line {
         ($level:ident, $message:literal) => {{
             let flow = finished.flow;
+            let is_udp = flow.protocol == Protocol::Udp;
             // A refusal always says whose word it was, also if it was nobody's but the default.
             let no_policy = (flow.verdict == Some("deny")).then_some(super::policy::NONE);
             let (src_namespace, src_workload) = split(flow.source_workload.as_deref());
@@ -64,6 +70,8 @@ pub fn write(finished: &Finished<'_>) {
                 dst.node = flow.node.as_deref(),
                 bytes_sent = finished.sent,
                 bytes_recv = finished.received,
+                datagrams_sent = is_udp.then_some(finished.datagrams_sent),
+                datagrams_recv = is_udp.then_some(finished.datagrams_received),
                 duration = display(format_args!("{}ms", finished.duration.as_millis())),
                 response_flags = finished.failure.map(|failure| failure.flag.as_str()),
                 reason = finished.failure.map(|failure| failure.reason),
@@ -71,7 +79,7 @@ pub fn write(finished: &Finished<'_>) {
                 policy = flow.policy.as_deref().or(no_policy),
                 rule = flow.rule.as_deref().or(no_policy),
                 error = finished.failure.and(finished.detail),
-                protocol = "tcp",
+                protocol = flow.protocol.as_str(),
                 transport = flow.transport,
                 tls.kx = flow.group.as_deref(),
                 tls.suite = flow.suite.as_deref(),
@@ -132,8 +140,17 @@ mod tests {
     fn a_finished_connection_is_one_line_with_every_key() {
         let flow = flow();
         let duration = Duration::from_millis(12);
-        let finished =
-            Finished { flow: &flow, node: "n1", sent: 5, received: 7, duration, failure: None, detail: Some("unused") };
+        let finished = Finished {
+            flow: &flow,
+            node: "n1",
+            sent: 5,
+            received: 7,
+            datagrams_sent: 0,
+            datagrams_received: 0,
+            duration,
+            failure: None,
+            detail: Some("unused"),
+        };
         let line = line(&finished);
         for (key, value) in [
             ("level", "INFO"),
@@ -154,6 +171,7 @@ mod tests {
             ("verdict", "allow"),
             ("policy", "shop/let"),
             ("rule", "friends"),
+            ("protocol", "tcp"),
             ("transport", "lane"),
             ("tls.kx", "X25519MLKEM768"),
             ("node", "n1"),
@@ -162,6 +180,27 @@ mod tests {
         }
         assert_eq!((&line["bytes_sent"], &line["bytes_recv"]), (&5.into(), &7.into()));
         assert!(line.get("error").is_none() && line.get("reason").is_none(), "{line}");
+        assert!(line.get("datagrams_sent").is_none() && line.get("datagrams_recv").is_none(), "{line}");
+    }
+
+    #[test]
+    fn a_finished_flow_of_datagrams_counts_them() {
+        let flow = Flow { protocol: Protocol::Udp, ..flow() };
+        let finished = Finished {
+            flow: &flow,
+            node: "n1",
+            sent: 500,
+            received: 70,
+            datagrams_sent: 2,
+            datagrams_received: 1,
+            duration: Duration::from_secs(5),
+            failure: None,
+            detail: None,
+        };
+        let line = line(&finished);
+        assert_eq!((&line["protocol"], &line["dst.service"]), (&"udp".into(), &"shop/cart".into()));
+        assert_eq!((&line["datagrams_sent"], &line["datagrams_recv"]), (&2.into(), &1.into()), "{line}");
+        assert_eq!((&line["bytes_sent"], &line["bytes_recv"]), (&500.into(), &70.into()), "{line}");
     }
 
     #[test]
@@ -175,6 +214,8 @@ mod tests {
             node: "n1",
             sent: 0,
             received: 0,
+            datagrams_sent: 0,
+            datagrams_received: 0,
             duration: Duration::ZERO,
             failure,
             detail: Some(detail),

@@ -3,7 +3,7 @@
 //! A sharded table: inserting and removing take one short lock of one shard; bytes are read from the counters that
 //! the connection keeps anyway. The table is bounded: a connection past the bound works, is not listed, and is counted.
 
-use super::connections::Traffic;
+use super::connections::{Protocol, Traffic};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -34,6 +34,7 @@ impl Direction {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
     pub direction: Direction,
+    pub protocol: Protocol,
     /// The client's address.
     pub source: SocketAddr,
     /// `namespace/name`.
@@ -71,6 +72,7 @@ impl Flow {
     pub const fn new(direction: Direction, source: SocketAddr, destination: SocketAddr) -> Self {
         Self {
             direction,
+            protocol: Protocol::Tcp,
             source,
             destination,
             source_workload: None,
@@ -100,6 +102,10 @@ pub struct LiveConnection {
     pub sent: u64,
     /// Bytes from the source to the destination.
     pub received: u64,
+    /// Datagrams from the destination to the source; 0 of TCP.
+    pub datagrams_sent: u64,
+    /// Datagrams from the source to the destination; 0 of TCP.
+    pub datagrams_received: u64,
     pub age: Duration,
 }
 
@@ -222,6 +228,8 @@ fn row(id: u64, entry: &Entry) -> LiveConnection {
         flow: entry.flow.load_full(),
         sent: entry.traffic.sent(),
         received: entry.traffic.received(),
+        datagrams_sent: entry.traffic.datagrams_sent(),
+        datagrams_received: entry.traffic.datagrams_received(),
         age: entry.since.elapsed(),
     }
 }

@@ -3,7 +3,7 @@
 use super::ca::CaMetrics;
 use super::catalog::CatalogMetrics;
 use super::certificates::CertificateMetrics;
-use super::connections::{EdgeKey, Party, Reporter, ResponseFlag, Security, ServiceLabels};
+use super::connections::{EdgeKey, Party, Protocol, Reporter, ResponseFlag, Security, ServiceLabels};
 use super::datagrams::DatagramMetrics;
 use super::dns::{AnsweredBy, DnsMetrics};
 use super::flows::FlowMetrics;
@@ -53,13 +53,15 @@ pub(super) fn full() -> Metrics {
         // What must be escaped: names come from a catalog that others write.
         destination: Party { workload: "a\"b\\c\nd".into(), ..Party::unknown() },
         service: ServiceLabels::unknown(),
+        protocol: Protocol::Tcp,
         security: Security::MutualTls,
     };
-    let open = metrics.connections().edge(key).opened();
-    open.add_sent(1);
-    open.add_received(2);
-    open.fail(ResponseFlag::Connect, "refused");
-    drop(open);
+    for protocol in Protocol::ALL {
+        let open = metrics.connections().edge(EdgeKey { protocol, ..key.clone() }).opened();
+        open.add_sent(1);
+        open.add_received(2);
+        open.fail(ResponseFlag::Connect, "refused");
+    }
     metrics
 }
 

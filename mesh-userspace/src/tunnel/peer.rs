@@ -115,18 +115,21 @@ impl Tunnel {
         }
     }
 
-    /// Opens a flow of datagrams, which only QUIC carries; what the other end sends goes to `sink`.
+    /// Opens a flow of datagrams, which only QUIC carries; what the other end sends goes to `sink`. `bound` is as in
+    /// [`Self::open_within`].
     ///
     /// # Errors
     /// As [`Transport::open`].
     pub async fn open_datagrams(
         &self,
+        bound: Duration,
         peer: &Peer,
         header: &StreamHeader,
         sink: Sink,
     ) -> Result<DatagramFlow, OpenError> {
         self.wait_for_certificate(&peer.source).await;
-        self.quic.open_flow(peer, header, sink).await
+        let opening = self.quic.open_flow(peer, header, sink);
+        tokio::time::timeout(bound, opening).await.unwrap_or(Err(OpenError::Timeout))
     }
 
     async fn wait_for_certificate(&self, source: &SpiffeId) {

@@ -181,3 +181,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_the_kernel_has_chosen_against_is_not_picked_while_another_takes_connections() {
+    for algorithm in ALGORITHMS {
+        for prefer in [Prefer::Nobody, Prefer::SameNode] {
+            let mut world = world(&[SameNode, SameNode, SameZone, Elsewhere], preferring(prefer, algorithm));
+            for index in 0..200 {
+                let pick = world.group.pick_elsewhere(caller(index), world.draws.draw(), world.now).unwrap();
+                assert!(super::number(&pick.endpoint) >= 2, "{algorithm:?}, {prefer:?}");
+                world.group.handle_cancelled(pick.id, world.now);
+            }
+            // As a first attempt: nothing of the retry budget is spent.
+            assert_eq!(world.group.counts().retries, 0);
+            eject(&mut world, 2);
+            for index in 0..50 {
+                let pick = world.group.pick_elsewhere(caller(index), world.draws.draw(), world.now).unwrap();
+                assert_eq!(super::number(&pick.endpoint), 3, "{algorithm:?}, {prefer:?}");
+                world.group.handle_cancelled(pick.id, world.now);
+            }
+        }
+    }
+}
+
+#[test]
+fn near_ones_are_picked_after_all_where_nobody_else_takes_connections() {
+    for algorithm in ALGORITHMS {
+        let mut alone = world(&[SameNode, SameNode], preferring(Prefer::Nobody, algorithm));
+        assert!(alone.group.pick_elsewhere(CALLER, 1, alone.now).is_ok(), "{algorithm:?}: no other is listed");
+        let mut world = world(&[SameNode, Elsewhere], preferring(Prefer::Nobody, algorithm));
+        eject(&mut world, 1);
+        let pick = world.group.pick_elsewhere(CALLER, 1, world.now).unwrap();
+        assert_eq!(super::number(&pick.endpoint), 0, "{algorithm:?}: the other is out");
+    }
+    let mut nobody = world(&[], preferring(Prefer::Nobody, Algorithm::Random));
+    assert!(nobody.group.pick_elsewhere(CALLER, 1, nobody.now).is_err());
+}

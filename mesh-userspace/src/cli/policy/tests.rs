@@ -78,6 +78,7 @@ fn path(verdict: &str) -> PathRow {
             mode: Some("strict".to_owned()),
         },
         asked: "10.96.0.1:80".to_owned(),
+        protocol: "tcp".to_owned(),
         service: Some("shop/cart".to_owned()),
         balancing: Some("Random, 3 retries".to_owned()),
         destination: Some(EndRow {
@@ -148,4 +149,16 @@ fn an_unclear_question_is_told_as_the_daemon_says_it() {
     let (exit, _, err) = run(&daemon.socket(), &["explain", "shop/web", "shop/x y&z"]);
     assert_eq!(exit, Exit::Failure);
     assert!(err.contains("/v1/explain?source=shop%2Fweb&destination=shop%2Fx%20y%26z"), "{err}");
+}
+
+#[test]
+fn a_udp_port_is_asked_for_and_shown_as_one() {
+    let asked = "/v1/explain?source=shop%2Fweb&destination=shop%2Fcart&port=53&protocol=udp";
+    let row = PathRow { protocol: "udp".into(), asked: "10.96.0.1:53".into(), ..path("deny") };
+    let daemon = FakeDaemon::answering(asked, json(vec![row]));
+    let (exit, out, err) = run(&daemon.socket(), &["explain", "shop/web", "shop/cart:53/udp"]);
+    assert_eq!(exit, Exit::Findings, "{err}");
+    for part in ["10.96.0.1:53/udp", "connect() or sendto() fails"] {
+        assert!(out.contains(part), "{part} is not in {out}");
+    }
 }

@@ -7,13 +7,9 @@ use crate::datapath::Introduction;
 use crate::netns::{AliasRange, receive_from_application};
 use crate::proxy::inbound::{Admitted, Inbound};
 use crate::proxy::registry::Ticket;
-use crate::proxy::report::Parties;
-use crate::proxy::verdict::{self, Caller};
+use crate::proxy::session::Session;
 use crate::proxy::{Failure, LocalWorkload};
-use crate::telemetry::datagrams::DirectionMetrics;
-use crate::telemetry::policy::EnforcedBy;
-use crate::tunnel::{Incoming, Refusal, ResetCode, Sink, StreamError};
-use mesh_common::policy::Arrival;
+use crate::tunnel::{Incoming, Refusal, ResetCode, Sink, StreamError, TlsSession};
 use mesh_common::service::BypassKey;
 use mesh_common::{Endpoint, datagram};
 use std::io::{self, ErrorKind};
@@ -32,36 +28,25 @@ impl Inbound {
     /// Carries a flow of datagrams that has entered the registry.
     pub(in crate::proxy) async fn carry_datagrams(&self, incoming: Incoming, admitted: Admitted) {
         let Datagrams(common) = &self.datagrams;
-        let Some(_place) = common.inbound_room.try_enter() else {
-            common.inbound.closed(Refusal::Overloaded.reason());
-            return incoming.refuse(Refusal::Overloaded);
-        };
+        let session = Arc::new(self.begin(&incoming, &admitted));
         let open = common.inbound.opened();
-        let (from, to) = (incoming.header.source, incoming.header.destination);
-        let Admitted { local, source, mut ticket, snapshot } = admitted;
-        let destination = local.current(&snapshot);
-        let caller = Caller { identity: Some(&incoming.source), address: from.ip() };
-        let told = verdict::decide(&snapshot, destination, to.port(), Arrival::Authenticated, caller);
-        let parties =
-            Parties { source: from, source_workload: Some(&source), destination: to, workload: Some(destination) };
-        self.context.reports.decided(&told, EnforcedBy::Destination, &parties);
-        if told.is_denied() {
-            common.inbound.closed(Refusal::Denied.reason());
-            return incoming.refuse(Refusal::Denied);
-        }
-        // Held no longer than the decision: a flow may last for days.
-        drop(snapshot);
-        let _held = match self.context.budget.connection() {
-            Ok(held) => held,
-            Err(spent) => {
-                common.inbound.closed(spent.reason());
-                return incoming.refuse(spent.refusal());
+        let place = common.inbound_room.try_enter().ok_or(Failure::Refused(Refusal::Overloaded));
+        let judged = place.and_then(|place| {
+            self.judge(&incoming, &admitted, &session)?;
+            Ok((place, self.context.budget.connection()?))
+        });
+        // The snapshot is held no longer than the decision: a flow may last for days.
+        let Admitted { local, mut ticket, .. } = admitted;
+        let outcome = match judged {
+            Ok(_held) => self.deliver_datagrams(common, incoming, &local, &session, &mut ticket).await,
+            Err(failure) => {
+                incoming.refuse(failure.refusal());
+                Err(failure)
             }
         };
-        let outcome = self.deliver_datagrams(common, incoming, &local, &mut ticket).await;
         drop(open);
         if let Err(failure) = &outcome {
-            tracing::debug!(source = %from, destination = %to, error = %failure, "a flow of datagrams failed");
+            session.fail(failure);
         }
         common.inbound.closed(outcome.as_ref().map_or_else(Failure::reason, |()| "idle"));
     }
@@ -71,6 +56,7 @@ impl Inbound {
         common: &Arc<Common>,
         incoming: Incoming,
         local: &LocalWorkload,
+        session: &Arc<Session>,
         ticket: &mut Ticket,
     ) -> Result<(), Failure> {
         let reached = self.reach(common, local, incoming.header.source, incoming.header.destination).await;
@@ -87,14 +73,18 @@ impl Inbound {
             }
         };
         let life = Arc::new(Life::new());
-        let sink = sink(common, &delivery.socket, &life);
+        let sink = sink(common, &delivery.socket, &life, session);
         let flow = incoming.accept_datagrams(sink).ok_or(Failure::Refused(Refusal::BadHeader))?;
+        session.carried_over(flow.transport(), &TlsSession::default());
         let sender = flow.sender();
         let answers = async {
             loop {
                 let received = receive_from_application(&delivery.socket, |payload| {
                     life.reply();
-                    send(&common.inbound, &sender, payload, DirectionMetrics::reply);
+                    send(&common.inbound, &sender, payload, |metrics, bytes| {
+                        metrics.reply(bytes);
+                        session.reply(bytes);
+                    });
                 });
                 if let Err(error) = received.await {
                     return error;
@@ -118,6 +108,7 @@ impl Inbound {
         match (carried.await, cut, refused) {
             (_, Some(cut), _) => Err(Failure::Cut(cut)),
             (_, None, Some(error)) => Err(Failure::Application(error)),
+            (_, None, None) if life.is_refused() => Err(Failure::Application(ErrorKind::ConnectionRefused.into())),
             (Ok(()) | Err(StreamError::Ended | StreamError::Reset(ResetCode::CANCELLED)), None, None) => Ok(()),
             (Err(error), None, None) => Err(Failure::Remote(error)),
         }
@@ -168,17 +159,21 @@ async fn writable(socket: std::net::UdpSocket) -> io::Result<Arc<UdpSocket>> {
 }
 
 /// Hands the caller's datagrams to the application.
-fn sink(common: &Arc<Common>, socket: &Arc<UdpSocket>, life: &Arc<Life>) -> Sink {
+fn sink(common: &Arc<Common>, socket: &Arc<UdpSocket>, life: &Arc<Life>, session: &Arc<Session>) -> Sink {
     let (common, socket, life) = (Arc::clone(common), Arc::clone(socket), Arc::clone(life));
+    let session = Arc::clone(session);
     Arc::new(move |payload| {
         life.request();
         match socket.try_send(payload) {
-            Ok(_) => common.inbound.request(payload.len()),
+            Ok(_) => {
+                common.inbound.request(payload.len());
+                session.request(payload.len());
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock => common.inbound.dropped("application_full"),
-            Err(_) => {
+            Err(error) => {
                 common.inbound.dropped("application_gone");
                 // The error was taken by this call: whoever reads will not hear of it.
-                life.end();
+                if error.kind() == ErrorKind::ConnectionRefused { life.refuse() } else { life.end() }
             }
         }
     })

@@ -1,6 +1,6 @@
 //! How long a flow lives.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -18,7 +18,9 @@ pub(super) struct Life {
     used: AtomicU64,
     requests: AtomicU64,
     replies: AtomicU64,
+    answered: Notify,
     ended: Notify,
+    is_refused: AtomicBool,
 }
 
 impl Life {
@@ -28,7 +30,9 @@ impl Life {
             used: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             replies: AtomicU64::new(0),
+            answered: Notify::new(),
             ended: Notify::new(),
+            is_refused: AtomicBool::new(false),
         }
     }
 
@@ -38,8 +42,20 @@ impl Life {
     }
 
     pub(super) fn reply(&self) {
-        self.replies.fetch_add(1, Relaxed);
+        if self.replies.fetch_add(1, Relaxed) == 0 {
+            self.answered.notify_one();
+        }
         self.touch();
+    }
+
+    /// Whether anything has come back.
+    pub(super) fn is_answered(&self) -> bool {
+        self.replies.load(Relaxed) > 0
+    }
+
+    /// Ready once the first reply has come; for one to wait for.
+    pub(super) async fn answered(&self) {
+        self.answered.notified().await;
     }
 
     fn touch(&self) {
@@ -55,6 +71,16 @@ impl Life {
     /// Ends the flow before its time.
     pub(super) fn end(&self) {
         self.ended.notify_one();
+    }
+
+    /// Ends the flow: nobody has the port that it leads to.
+    pub(super) fn refuse(&self) {
+        self.is_refused.store(true, Relaxed);
+        self.end();
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused.load(Relaxed)
     }
 
     /// Ready once [`Self::end`] was called.
@@ -92,6 +118,30 @@ mod tests {
         life.request();
         life.idle().await;
         assert_eq!(start.elapsed(), Duration::from_secs(90));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_reply_is_told_once() {
+        let life = Life::new();
+        life.request();
+        assert!(!life.is_answered());
+        life.reply();
+        life.answered().await;
+        life.reply();
+        let again = tokio::time::timeout(Duration::from_secs(1), life.answered());
+        assert!(again.await.is_err() && life.is_answered());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_flow_ends_at_once_and_says_so() {
+        let life = Life::new();
+        life.refuse();
+        life.ended().await;
+        assert!(life.is_refused());
+        let evicted = Life::new();
+        evicted.end();
+        evicted.ended().await;
+        assert!(!evicted.is_refused());
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 //! change of policy cuts it. It ends when nothing has passed for a while. Whatever has no room is dropped and counted:
 //! nobody waits for UDP.
 
+mod flow;
 mod inbound;
 mod life;
 mod outbound;

@@ -1,38 +1,36 @@
 //! The caller's side: a workload's captured datagrams are sorted into flows, and their answers given back.
 
+use super::Datagrams;
+use super::flow::Flow;
 use super::life::Life;
 use super::shown::Showing;
-use super::{Datagrams, send};
-use crate::balance;
-use crate::engine::{Endpoint, Snapshot};
-use crate::model::{Protocol, Service};
+use crate::model::Protocol;
 use crate::netns::{CaptureSocket, Captured};
+use crate::proxy::balancers::Among;
 use crate::proxy::outbound::own_address;
 use crate::proxy::registry::{Live, Side, Ticket};
-use crate::proxy::report::Parties;
-use crate::proxy::verdict::{self, Caller};
+use crate::proxy::route::{Calling, Route};
+use crate::proxy::session::Session;
 use crate::proxy::{Context, Failure, LocalWorkload};
 use crate::runtime::Place;
 use crate::telemetry::datagrams::DirectionMetrics;
-use crate::telemetry::policy::EnforcedBy;
-use crate::tunnel::{FlowSender, Peer, ResetCode, Sink, StreamError, StreamHeader};
-use mesh_common::policy::Arrival;
+use crate::tunnel::{DatagramFlow, ResetCode, Sink, StreamError, StreamHeader, TlsSession};
 use mesh_common::{Ip, datagram};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Flows of one workload in one address family; the longest unused make room.
 const MAX_FLOWS: usize = 4_096;
 /// How many make room at once: finding them costs a look at all.
 const EVICTED: usize = MAX_FLOWS / 16;
-/// Datagrams, and their bytes, that wait while a flow is being opened; older ones make room.
-const WAITING: usize = 64;
-const WAITING_BYTES: usize = 256 * 1024;
-/// A flow that could not be opened is not tried again for this long.
+/// A flow that has failed is not tried again for this long.
 const PAUSE: Duration = Duration::from_millis(500);
+/// After this long without word that nobody has the port, what a flow began with is taken to have arrived.
+const KEPT: Duration = Duration::from_secs(1);
 
 /// The socket of the application, and the frontend's number.
 type Key = (SocketAddr, u32);
@@ -56,26 +54,14 @@ struct Serving {
     shown: Mutex<HashMap<u32, (SocketAddr, Showing)>>,
 }
 
-struct Flow {
-    state: Mutex<State>,
-    life: Arc<Life>,
-}
-
-enum State {
-    Opening {
-        waiting: VecDeque<Vec<u8>>,
-        bytes: usize,
-    },
-    Open(FlowSender),
-    /// Could not be opened; why.
-    Failed(&'static str),
-}
-
-/// Where a flow goes.
-struct Route {
+/// A flow's ends, as far as they stay while endpoints are tried.
+struct Call {
+    key: Key,
+    /// The address that the workload speaks under.
+    own: SocketAddr,
+    /// The frontend, or the workload's own address.
     destination: SocketAddr,
-    service: Option<Arc<Service>>,
-    endpoint: Endpoint,
+    session: Arc<Session>,
 }
 
 impl DatagramOutbound {
@@ -112,20 +98,7 @@ impl Serving {
         let Some(flow) = self.flow((source, number)) else {
             return self.metrics().dropped("flow_limit");
         };
-        flow.life.request();
-        let mut state = lock(&flow.state);
-        match &mut *state {
-            State::Open(sender) => send(self.metrics(), sender, captured.payload, DirectionMetrics::request),
-            State::Failed(reason) => self.metrics().dropped(reason),
-            State::Opening { waiting, bytes } => {
-                *bytes += captured.payload.len();
-                waiting.push_back(captured.payload.to_vec());
-                while waiting.len() > WAITING || *bytes > WAITING_BYTES {
-                    *bytes -= waiting.pop_front().map_or(0, |oldest| oldest.len());
-                    self.metrics().dropped("opening");
-                }
-            }
-        }
+        flow.take(self.metrics(), captured.payload);
     }
 
     /// The address of the mesh's own DNS, if the number stands for it.
@@ -157,15 +130,18 @@ impl Serving {
         });
     }
 
-    /// Gives a datagram back to the application's socket.
-    fn answer(&self, source: SocketAddr, number: u32, payload: &[u8]) {
+    /// Gives a datagram back to the application's socket; whether it took it.
+    fn answer(&self, source: SocketAddr, number: u32, payload: &[u8]) -> bool {
         let alias = datagram::alias(self.outbound.base, number).into();
-        match self.socket.answer(alias, source, payload) {
+        let answered = self.socket.answer(alias, source, payload);
+        let is_taken = answered.is_ok();
+        match answered {
             Ok(()) => self.metrics().reply(payload.len()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => self.metrics().dropped("application_full"),
             // Nobody has the socket any more.
             Err(_) => self.metrics().dropped("application_gone"),
         }
+        is_taken
     }
 
     /// The flow of a datagram, a new one if there is none; `None` if the node has too many.
@@ -178,8 +154,7 @@ impl Serving {
             self.evict(&mut flows);
         }
         let place = self.outbound.datagrams.0.outbound_room.try_enter()?;
-        let opening = State::Opening { waiting: VecDeque::new(), bytes: 0 };
-        let flow = Arc::new(Flow { state: Mutex::new(opening), life: Arc::new(Life::new()) });
+        let flow = Arc::new(Flow::new());
         flows.insert(key, Arc::clone(&flow));
         drop(flows);
         self.outbound.context.connections.spawn(Arc::clone(self).run(key, Arc::clone(&flow), place));
@@ -200,10 +175,7 @@ impl Serving {
     async fn run(self: Arc<Self>, key: Key, flow: Arc<Flow>, _place: Place) {
         let open = self.metrics().opened();
         let removed = &self.outbound.local.removed;
-        let outcome = tokio::select! {
-            outcome = self.converse(key, &flow) => outcome,
-            () = removed.cancelled() => Err(Failure::WorkloadRemoved),
-        };
+        let outcome = self.converse(key, &flow).await;
         drop(open);
         let reason = outcome.as_ref().map_or_else(Failure::reason, |()| "idle");
         self.metrics().closed(reason);
@@ -212,10 +184,7 @@ impl Serving {
                 workload = %self.outbound.local.workload.name, source = %key.0, reason, error = %failure,
                 "a flow of datagrams failed"
             );
-            let former = std::mem::replace(&mut *lock(&flow.state), State::Failed(reason));
-            if let State::Opening { waiting, .. } = former {
-                waiting.iter().for_each(|_| self.metrics().dropped(reason));
-            }
+            flow.fail(self.metrics(), reason);
             tokio::select! {
                 () = tokio::time::sleep(PAUSE) => {}
                 () = removed.cancelled() => {}
@@ -227,77 +196,86 @@ impl Serving {
         }
     }
 
+    fn calling(&self) -> Calling<'_> {
+        Calling { context: &self.outbound.context, local: &self.outbound.local, protocol: Protocol::Udp }
+    }
+
+    /// The whole of a flow: where it goes, and what becomes of it there.
     async fn converse(self: &Arc<Self>, key: Key, flow: &Arc<Flow>) -> Result<(), Failure> {
-        let (context, local) = (&self.outbound.context, &self.outbound.local);
-        let route = self.route(&context.snapshot.load(), key.1)?;
-        let own = own_address(&local.workload, key.0);
+        let (source, number) = key;
+        let (calling, own) = (self.calling(), own_address(&self.outbound.local.workload, source));
+        let destination = self.outbound.context.snapshot.load().datagram_target(number);
+        let routed = match destination {
+            Some(asked) => calling.route(asked, own.ip(), Among::Untried(&[])).map(|route| (asked, route)),
+            None => Err(Failure::UnknownDestination(self.alias(number))),
+        };
+        let (destination, route) = routed.inspect_err(|failure| calling.unrouted(source, destination, failure))?;
+        let session = {
+            let snapshot = self.outbound.context.snapshot.load();
+            Session::begin(&self.outbound.context, &calling.edge(&snapshot, &route), source, destination)
+        };
+        let call = Call { key, own, destination, session: Arc::new(session) };
+        let outcome = tokio::select! {
+            outcome = self.attempts(&call, flow, route) => outcome,
+            () = self.outbound.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
+        };
+        outcome.inspect_err(|failure| call.session.fail(failure))
+    }
+
+    /// Tries endpoints until one takes the flow, for as long as nobody has got any of its datagrams.
+    async fn attempts(self: &Arc<Self>, call: &Call, flow: &Arc<Flow>, mut route: Route) -> Result<(), Failure> {
+        let (context, calling, mut tried) = (&self.outbound.context, self.calling(), Vec::new());
+        loop {
+            let Err(failure) = self.attempt(call, flow, &mut route).await else { return Ok(()) };
+            if let Some(picked) = &mut route.picked {
+                picked.attempt.broke(&failure);
+            }
+            if !is_undelivered(&failure) || flow.life.is_answered() {
+                return Err(failure);
+            }
+            let next = calling.next_route(call.destination, call.own.ip(), route, &mut tried, &failure);
+            let Some(next) = next else { return Err(failure) };
+            route = next;
+            flow.reopen();
+            call.session.rerouted(context, &calling.edge(&context.snapshot.load(), &route));
+        }
+    }
+
+    /// The flow at one endpoint, from the verdict to its end.
+    async fn attempt(self: &Arc<Self>, call: &Call, flow: &Arc<Flow>, route: &mut Route) -> Result<(), Failure> {
+        let (context, local, calling) = (&self.outbound.context, &self.outbound.local, self.calling());
         let mut ticket = context.registry.enter(Live {
             side: Side::Source,
             caller: local.workload.clone(),
-            source: own.ip(),
+            source: call.own.ip(),
             destination: route.endpoint.workload.clone(),
             port: route.endpoint.address.port(),
         });
         // What changes from here on, the registry knows.
         let snapshot = context.snapshot.load_full();
-        self.authorize(own, &snapshot, &route)?;
-        self.show(key.1, route.destination)?;
-        let peer = self.peer(&snapshot, &route)?;
+        call.session.routed(route.endpoint.address, route.endpoint.workload.node.as_str());
+        call.session.ruled(&calling.authorize(call.own, &snapshot, route)?);
+        self.show(call.key.1, call.destination)?;
+        let peer = calling.peer(&snapshot, route)?;
+        // Held no longer than it is needed: a flow may last for days.
         drop(snapshot);
         let header = StreamHeader {
             protocol: Protocol::Udp,
             destination: route.endpoint.address,
-            service: route.service.as_ref().map(|service| service.name.to_string()),
-            source: own,
+            service: route.service().map(ToString::to_string),
+            source: call.own,
             traceparent: None,
         };
-        let opening = context.tunnel.open_datagrams(&peer, &header, self.sink(key, &flow.life));
+        let bound = route.traffic().and_then(|traffic| traffic.connect_timeout).unwrap_or(context.connect_timeout);
+        let sink = self.sink(call, flow);
         let opened = tokio::select! {
-            opened = opening => opened?,
+            opened = context.tunnel.open_datagrams(bound, &peer, &header, sink) => opened?,
             cut = ticket.cut() => return Err(Failure::Cut(cut)),
         };
-        self.release(flow, opened.sender());
-        let mut cut = None;
-        let carried = opened.carry(async {
-            let (code, why) = over(&flow.life, &mut ticket).await;
-            cut = why;
-            code
-        });
-        match (carried.await, cut) {
-            (_, Some(cut)) => Err(Failure::Cut(cut)),
-            // It was idle for the other end, or for this one.
-            (Ok(()) | Err(StreamError::Ended | StreamError::Reset(ResetCode::CANCELLED)), None) => Ok(()),
-            (Err(StreamError::Reset(ResetCode::CONNECTION_RESET)), None) => {
-                Err(Failure::Application(ErrorKind::ConnectionRefused.into()))
-            }
-            (Err(error), None) => Err(Failure::Remote(error)),
-        }
-    }
-
-    fn route(&self, snapshot: &Snapshot, number: u32) -> Result<Route, Failure> {
-        let unknown = SocketAddr::new(datagram::alias(self.outbound.base, number).into(), self.outbound.port);
-        let destination = snapshot.datagram_target(number).ok_or(Failure::UnknownDestination(unknown))?;
-        if let Some(frontend) = snapshot.datagram_frontend(destination) {
-            let endpoint = balance::pick(&frontend.endpoints, rand::random()).ok_or(Failure::NoEndpoints)?;
-            let service = Some(frontend.service.clone());
-            return Ok(Route { destination, service, endpoint: endpoint.clone() });
-        }
-        let workload = snapshot.workload_at(destination.ip()).ok_or(Failure::UnknownDestination(destination))?;
-        Ok(Route { destination, service: None, endpoint: Endpoint::direct(workload, destination) })
-    }
-
-    /// The destination decides, too; what it would refuse need not travel there.
-    fn authorize(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route) -> Result<(), Failure> {
-        let (local, context) = (&self.outbound.local.workload, &self.outbound.context);
-        let (endpoint, address) = (&route.endpoint.workload, route.endpoint.address);
-        let known = snapshot.workload(&endpoint.name).filter(|known| known.uid == endpoint.uid);
-        let destination = known.unwrap_or(endpoint);
-        let caller = Caller { identity: Some(&local.identity), address: own.ip() };
-        let told = verdict::decide(snapshot, destination, address.port(), Arrival::Authenticated, caller);
-        let parties =
-            Parties { source: own, source_workload: Some(local), destination: address, workload: Some(destination) };
-        context.reports.decided(&told, EnforcedBy::Source, &parties);
-        if told.is_denied() { Err(Failure::Denied(told.ruling)) } else { Ok(()) }
+        route.connected(context);
+        call.session.carried_over(opened.transport(), &TlsSession::default());
+        flow.release(self.metrics(), opened.sender(), &call.session);
+        carry(opened, flow, route, &mut ticket).await
     }
 
     /// Has the application see the frontend where it would see the alias.
@@ -306,41 +284,69 @@ impl Serving {
         if shown.get(&number).is_some_and(|(known, _)| *known == real) {
             return Ok(());
         }
-        let alias = SocketAddr::new(datagram::alias(self.outbound.base, number).into(), self.outbound.port);
-        let showing = self.outbound.datagrams.0.shown.show(alias.into(), real.into()).map_err(Failure::Local)?;
+        let alias = self.alias(number).into();
+        let showing = self.outbound.datagrams.0.shown.show(alias, real.into()).map_err(Failure::Local)?;
         shown.insert(number, (real, showing));
         Ok(())
     }
 
-    fn peer(&self, snapshot: &Snapshot, route: &Route) -> Result<Peer, Failure> {
-        let workload = &route.endpoint.workload;
-        let node = snapshot.node(&workload.node).and_then(|node| node.addresses.first());
-        let address = node.ok_or_else(|| Failure::UnknownNode(workload.node.clone()))?;
-        Ok(Peer {
-            source: self.outbound.local.workload.identity.clone(),
-            destination: workload.identity.clone(),
-            workload: workload.uid.clone(),
-            node: workload.node.clone(),
-            address: SocketAddr::new(*address, self.outbound.context.tunnel_port),
-        })
+    /// The alias of a number, as the application would see it.
+    fn alias(&self, number: u32) -> SocketAddr {
+        SocketAddr::new(datagram::alias(self.outbound.base, number).into(), self.outbound.port)
     }
 
     /// Gives the answers back to the application's socket.
-    fn sink(self: &Arc<Self>, (source, number): Key, life: &Arc<Life>) -> Sink {
-        let (serving, life) = (Arc::clone(self), Arc::clone(life));
+    fn sink(self: &Arc<Self>, call: &Call, flow: &Arc<Flow>) -> Sink {
+        let (serving, flow, session) = (Arc::clone(self), Arc::clone(flow), Arc::clone(&call.session));
+        let (source, number) = call.key;
         Arc::new(move |payload| {
-            life.reply();
-            serving.answer(source, number, payload);
+            flow.life.reply();
+            if serving.answer(source, number, payload) {
+                session.reply(payload.len());
+            }
         })
     }
+}
 
-    /// Sends what has waited, and from now on all that comes.
-    fn release(&self, flow: &Flow, sender: FlowSender) {
-        let mut state = lock(&flow.state);
-        if let State::Opening { waiting, .. } = &*state {
-            waiting.iter().for_each(|payload| send(self.metrics(), &sender, payload, DirectionMetrics::request));
+/// Carries an open flow to its end, and tells its endpoint's group when the first answer comes.
+async fn carry(opened: DatagramFlow, flow: &Flow, route: &Route, ticket: &mut Ticket) -> Result<(), Failure> {
+    let (began, mut cut) = (Instant::now(), None);
+    let watched = async {
+        if tokio::time::timeout(KEPT, flow.life.answered()).await.is_err() {
+            flow.forget_unanswered();
+            flow.life.answered().await;
         }
-        *state = State::Open(sender);
+        flow.forget_unanswered();
+        if let Some(picked) = &route.picked {
+            picked.attempt.answered(began.elapsed());
+        }
+        std::future::pending().await
+    };
+    let carried = opened.carry(async {
+        let (code, why) = tokio::select! {
+            ended = over(&flow.life, ticket) => ended,
+            ended = watched => ended,
+        };
+        cut = why;
+        code
+    });
+    match (carried.await, cut) {
+        (_, Some(cut)) => Err(Failure::Cut(cut)),
+        // It was idle for the other end, or for this one.
+        (Ok(()) | Err(StreamError::Ended | StreamError::Reset(ResetCode::CANCELLED)), None) => Ok(()),
+        (Err(StreamError::Reset(ResetCode::CONNECTION_RESET)), None) => {
+            Err(Failure::Application(ErrorKind::ConnectionRefused.into()))
+        }
+        (Err(error), None) => Err(Failure::Remote(error)),
+    }
+}
+
+/// Whether a failure says that nobody has got anything: no endpoint has taken the flow, or nobody has its port.
+fn is_undelivered(failure: &Failure) -> bool {
+    match failure {
+        Failure::Application(_) => true,
+        Failure::Remote(_) => false,
+        failure => failure.is_retriable(),
     }
 }
 
@@ -348,7 +354,7 @@ impl Serving {
 pub(super) async fn over(life: &Life, ticket: &mut Ticket) -> (ResetCode, Option<crate::proxy::Cut>) {
     tokio::select! {
         () = life.idle() => (ResetCode::CANCELLED, None),
-        () = life.ended() => (ResetCode::CANCELLED, None),
+        () = life.ended() => (if life.is_refused() { ResetCode::CONNECTION_RESET } else { ResetCode::CANCELLED }, None),
         cut = ticket.cut() => (ResetCode::DENIED, Some(cut)),
     }
 }

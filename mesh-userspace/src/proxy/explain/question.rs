@@ -2,7 +2,7 @@
 
 use super::Party;
 use crate::engine::Snapshot;
-use crate::model::{ObjectName, Protocol, Service, SpiffeId, Workload};
+use crate::model::{ObjectName, Protocol, Service, ServicePort, SpiffeId, Workload};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -14,6 +14,15 @@ pub struct Question {
     /// `namespace/service`, `namespace/workload` or an IP address.
     pub destination: String,
     pub port: Option<u16>,
+    /// `None`: TCP, where the port is not of UDP alone.
+    pub protocol: Option<Protocol>,
+}
+
+/// What an application would connect, or send, to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Asked {
+    pub(super) address: SocketAddr,
+    pub(super) protocol: Protocol,
 }
 
 /// Why a question has no answer.
@@ -31,8 +40,8 @@ pub enum UnclearQuestion {
     Unknown(String),
     #[error("{0} is a workload, and a workload has many ports: name one, as in {0}:80")]
     Port(String),
-    #[error("service {service} has no TCP port {port}; it has {known}")]
-    ServicePort { service: ObjectName, port: u16, known: String },
+    #[error("service {service} has no {protocol} port {port}; it has {known}")]
+    ServicePort { service: ObjectName, protocol: String, port: u16, known: String },
 }
 
 impl Question {
@@ -58,16 +67,16 @@ impl Question {
         Ok(Party { workload: Some(workload.clone()), address })
     }
 
-    /// The addresses that an application would connect to. A name that is both is the service, if the port is one of
+    /// The addresses that an application would speak to. A name that is both is the service, if the port is one of
     /// the service's.
-    pub(super) fn destinations(&self, snapshot: &Snapshot, source: &Party) -> Result<Vec<SocketAddr>, UnclearQuestion> {
+    pub(super) fn destinations(&self, snapshot: &Snapshot, source: &Party) -> Result<Vec<Asked>, UnclearQuestion> {
         if let Ok(address) = self.destination.parse::<IpAddr>() {
             return self.of_address(snapshot, address.to_canonical());
         }
         let name = object(&self.destination).ok_or_else(|| UnclearQuestion::Destination(self.destination.clone()))?;
         let workload = snapshot.workload(&name);
         match snapshot.service(&name) {
-            Some(service) => match (of_service(service, self.port, source), workload) {
+            Some(service) => match (self.of_service(service, source), workload) {
                 (Err(_), Some(workload)) => self.of_workload(workload, source),
                 (outcome, _) => outcome,
             },
@@ -78,38 +87,68 @@ impl Question {
         }
     }
 
-    fn of_address(&self, snapshot: &Snapshot, address: IpAddr) -> Result<Vec<SocketAddr>, UnclearQuestion> {
+    /// The protocol of a port at an address, if the question leaves it open.
+    fn protocol_at(&self, snapshot: &Snapshot, address: SocketAddr) -> Protocol {
+        let is_udp = || snapshot.frontend(address).is_none() && snapshot.datagram_frontend(address).is_some();
+        self.protocol.unwrap_or_else(|| if is_udp() { Protocol::Udp } else { Protocol::Tcp })
+    }
+
+    fn is_of(&self, protocol: Protocol) -> bool {
+        self.protocol.is_none_or(|wanted| wanted == protocol)
+    }
+
+    fn of_address(&self, snapshot: &Snapshot, ip: IpAddr) -> Result<Vec<Asked>, UnclearQuestion> {
         if let Some(port) = self.port {
-            return Ok(vec![SocketAddr::new(address, port)]);
+            let address = SocketAddr::new(ip, port);
+            return Ok(vec![Asked { address, protocol: self.protocol_at(snapshot, address) }]);
         }
-        let mut ports: Vec<_> =
-            snapshot.frontends().iter().map(|(at, _)| *at).filter(|at| at.ip() == address).collect();
+        let of = |protocol| move |address: SocketAddr| Asked { address, protocol };
+        let tcp = snapshot.frontends().iter().map(|(address, _)| *address).map(of(Protocol::Tcp));
+        let udp = snapshot.datagram_frontends().iter().map(|(address, _)| *address).map(of(Protocol::Udp));
+        let all = tcp.chain(udp).filter(|asked| asked.address.ip() == ip && self.is_of(asked.protocol));
+        let mut ports: Vec<_> = all.collect();
         ports.sort_unstable();
         if ports.is_empty() { Err(UnclearQuestion::Port(self.destination.clone())) } else { Ok(ports) }
     }
 
-    fn of_workload(&self, workload: &Workload, source: &Party) -> Result<Vec<SocketAddr>, UnclearQuestion> {
+    fn of_workload(&self, workload: &Workload, source: &Party) -> Result<Vec<Asked>, UnclearQuestion> {
         let port = self.port.ok_or_else(|| UnclearQuestion::Port(self.destination.clone()))?;
-        let address = workload.address_like(source.address).or_else(|| workload.addresses.first().copied());
-        let address = address.ok_or_else(|| UnclearQuestion::UnknownWorkload(self.destination.clone()))?;
-        Ok(vec![SocketAddr::new(address.to_canonical(), port)])
+        let ip = workload.address_like(source.address).or_else(|| workload.addresses.first().copied());
+        let ip = ip.ok_or_else(|| UnclearQuestion::UnknownWorkload(self.destination.clone()))?;
+        let address = SocketAddr::new(ip.to_canonical(), port);
+        Ok(vec![Asked { address, protocol: self.protocol.unwrap_or(Protocol::Tcp) }])
     }
-}
 
-fn of_service(service: &Service, port: Option<u16>, source: &Party) -> Result<Vec<SocketAddr>, UnclearQuestion> {
-    let mut ports: Vec<u16> =
-        service.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.port).collect();
-    if let Some(port) = port {
-        if !ports.contains(&port) {
-            let known = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            return Err(UnclearQuestion::ServicePort { service: service.name.clone(), port, known });
+    fn of_service(&self, service: &Service, source: &Party) -> Result<Vec<Asked>, UnclearQuestion> {
+        let mut ports: Vec<_> = service.ports.iter().filter(|port| self.is_of(port.protocol)).collect();
+        if let Some(wanted) = self.port {
+            ports.retain(|port| port.port == wanted);
+            if self.protocol.is_none() && ports.iter().any(|port| port.protocol == Protocol::Tcp) {
+                ports.retain(|port| port.protocol == Protocol::Tcp);
+            }
+            if ports.is_empty() {
+                return Err(self.no_such_port(service, wanted));
+            }
         }
-        ports = vec![port];
+        let like = |vip: &&IpAddr| vip.to_canonical().is_ipv4() == source.address.is_ipv4();
+        let vip = service.vips.iter().find(like).or_else(|| service.vips.first());
+        let vip = vip.ok_or_else(|| UnclearQuestion::Unknown(service.name.to_string()))?.to_canonical();
+        let asked = |port: &ServicePort| Asked { address: SocketAddr::new(vip, port.port), protocol: port.protocol };
+        Ok(ports.into_iter().map(asked).collect())
     }
-    let like = |vip: &&IpAddr| vip.to_canonical().is_ipv4() == source.address.is_ipv4();
-    let vip = service.vips.iter().find(like).or_else(|| service.vips.first());
-    let vip = vip.ok_or_else(|| UnclearQuestion::Unknown(service.name.to_string()))?.to_canonical();
-    Ok(ports.into_iter().map(|port| SocketAddr::new(vip, port)).collect())
+
+    fn no_such_port(&self, service: &Service, port: u16) -> UnclearQuestion {
+        let known = service.ports.iter().map(|port| match port.protocol {
+            Protocol::Tcp => port.port.to_string(),
+            Protocol::Udp => format!("{}/udp", port.port),
+        });
+        UnclearQuestion::ServicePort {
+            service: service.name.clone(),
+            protocol: self.protocol.unwrap_or(Protocol::Tcp).as_str().to_uppercase(),
+            port,
+            known: known.collect::<Vec<_>>().join(", "),
+        }
+    }
 }
 
 fn object(text: &str) -> Option<ObjectName> {

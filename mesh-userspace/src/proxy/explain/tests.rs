@@ -2,11 +2,21 @@
 
 use super::super::fixture::{catalog, name, policy, snapshot, workload};
 use super::*;
-use crate::model::{Catalog, Mode, PolicyAction};
+use crate::model::{Catalog, Mode, PolicyAction, Service, ServicePort, TargetPort};
 use mesh_common::policy::Reason;
 
 fn ask(catalog: Catalog, source: &str, destination: &str, port: Option<u16>) -> Result<Explanation, UnclearQuestion> {
-    let question = Question { source: source.to_owned(), destination: destination.to_owned(), port };
+    ask_over(None, catalog, source, destination, port)
+}
+
+fn ask_over(
+    protocol: Option<Protocol>,
+    catalog: Catalog,
+    source: &str,
+    destination: &str,
+    port: Option<u16>,
+) -> Result<Explanation, UnclearQuestion> {
+    let question = Question { source: source.to_owned(), destination: destination.to_owned(), port, protocol };
     explain(&snapshot(catalog), &question)
 }
 
@@ -111,4 +121,56 @@ fn unclear_questions_say_what_is_missing() {
     assert_eq!(unclear, "service shop/server has no TCP port 81; it has 80");
     // The workload of the name has every port.
     assert_eq!(path(catalog(), "shop/client", "shop/server", Some(81)).address, Some("10.0.0.2:81".parse().unwrap()));
+}
+
+/// The small mesh, whose service has UDP port 53 beside its TCP port, leading to port 1053.
+fn with_datagrams(mut catalog: Catalog) -> Catalog {
+    let mut service = Service::clone(&catalog.services[&name("server")]);
+    service.ports.push(ServicePort {
+        name: "dns".into(),
+        port: 53,
+        protocol: Protocol::Udp,
+        target: TargetPort::Number(1053),
+    });
+    catalog.services.insert(service.name.clone(), service.into());
+    catalog
+}
+
+#[test]
+fn datagrams_are_explained_as_connections_are() {
+    let udp = Some(Protocol::Udp);
+    for (protocol, destination, port) in [
+        (udp, "shop/server", Some(53)),
+        (None, "shop/server", Some(53)),
+        (udp, "shop/server", None),
+        (None, "10.96.0.1", Some(53)),
+        (udp, "10.0.0.2", Some(1053)),
+    ] {
+        let ask = |source| ask_over(protocol, with_datagrams(denying()), source, destination, port).unwrap().paths;
+        let [denied] = &ask("shop/client")[..] else { panic!("one path") };
+        assert_eq!((denied.protocol, denied.address), (Protocol::Udp, Some("10.0.0.2:1053".parse().unwrap())));
+        assert_eq!(denied.how, How::MutualTls { transport: "quic" });
+        assert!(denied.is_refused());
+        assert_eq!(denied.enforced_by, Some(EnforcedBy::KernelConnect));
+        assert!(!ask("shop/other")[0].is_refused());
+    }
+    let both = ask(with_datagrams(catalog()), "shop/client", "shop/server", None).unwrap().paths;
+    let protocols: Vec<_> = both.iter().map(|path| (path.protocol, path.asked.port())).collect();
+    assert_eq!(protocols, [(Protocol::Tcp, 80), (Protocol::Udp, 53)]);
+}
+
+#[test]
+fn datagrams_that_are_not_the_meshs_are_left_alone() {
+    let mesh = || with_datagrams(catalog());
+    let one = |source, destination, port| {
+        ask_over(Some(Protocol::Udp), mesh(), source, destination, Some(port)).unwrap().paths.remove(0)
+    };
+    let elsewhere = one("shop/client", "10.0.0.2", 1054);
+    assert_eq!((elsewhere.how, elsewhere.told.is_none()), (How::Unguarded, true));
+    assert!(elsewhere.why.contains("no service leads"), "{}", elsewhere.why);
+    let plaintext = one("192.0.2.77", "10.0.0.2", 1053);
+    assert_eq!((plaintext.how, plaintext.is_refused()), (How::Plaintext, true));
+    let unclear = ask_over(Some(Protocol::Udp), mesh(), "shop/client", "shop/server", Some(54));
+    let workload = unclear.unwrap().paths.remove(0);
+    assert_eq!((workload.how, workload.asked), (How::Unguarded, "10.0.0.2:54".parse().unwrap()));
 }

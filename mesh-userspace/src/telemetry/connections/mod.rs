@@ -9,6 +9,7 @@ mod collect;
 mod store;
 
 use super::bounded::BoundedFamily;
+use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -32,6 +33,28 @@ impl Reporter {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+        }
+    }
+}
+
+/// What the application speaks: connections, or flows of datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    /// What is called a connection here is a flow then: one socket's datagrams to one endpoint.
+    Udp,
+}
+
+impl Protocol {
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The value of the `request_protocol` label, and the word in logs and documents.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
         }
     }
 }
@@ -101,13 +124,14 @@ impl ServiceLabels {
     }
 }
 
-/// An edge of the service graph, as one of its two ends reports it. The protocol is TCP.
+/// An edge of the service graph, as one of its two ends reports it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EdgeKey {
     pub reporter: Reporter,
     pub source: Party,
     pub destination: Party,
     pub service: ServiceLabels,
+    pub protocol: Protocol,
     pub security: Security,
 }
 
@@ -177,10 +201,12 @@ pub struct Totals {
     pub received: u64,
 }
 
-/// The families `tcp_connections_*`, `tcp_*_bytes` and `tcp_connection_duration_seconds`. Cheap to clone.
+/// The families `tcp_connections_*`, `tcp_*_bytes` and `tcp_connection_duration_seconds`, and those of UDP's flows. Cheap to
+/// clone.
 #[derive(Clone, Debug)]
 pub struct ConnectionMetrics {
-    store: Arc<Store>,
+    /// By protocol: each has its own bound.
+    stores: [Arc<Store>; 2],
     idle: Duration,
     others: Arc<[Arc<dyn BoundedFamily>]>,
 }
@@ -196,18 +222,19 @@ impl ConnectionMetrics {
 
     /// With other bounded families, whose sizes are told, and whose idle series expire, together with those here.
     pub(super) fn register_with(registry: &mut Registry, limits: Limits, others: Vec<Arc<dyn BoundedFamily>>) -> Self {
-        let store = Arc::new(Store::new(limits));
+        let stores = Protocol::ALL.map(|_| Arc::new(Store::new(limits)));
         let others: Arc<[_]> = others.into();
-        registry.register_collector(Box::new(collect::Collector::new(store.clone(), others.clone())));
-        Self { store, idle: limits.idle, others }
+        registry.register_collector(Box::new(collect::Collector::new(stores.clone(), others.clone())));
+        Self { stores, idle: limits.idle, others }
     }
 
     /// The edge's counters. The handle may be kept for as long as one likes; it does not keep the series alive.
     #[must_use]
     pub fn edge(&self, key: EdgeKey) -> Edge {
         let key = Arc::new(key.normalised());
-        let series = self.store.intern(&key);
-        Edge { store: self.store.clone(), key, series }
+        let store = self.stores[key.protocol as usize].clone();
+        let series = store.intern(&key);
+        Edge { store, key, series }
     }
 
     /// Drops series that have been idle for [`Limits::idle`] at `now`; to be called every minute or so. Returns how
@@ -216,19 +243,19 @@ impl ConnectionMetrics {
         for family in self.others.iter() {
             family.expire(now, self.idle);
         }
-        self.store.expire(now)
+        self.stores.iter().map(|store| store.expire(now)).sum()
     }
 
-    /// Sums since the start, expired series included.
+    /// A protocol's sums since the start, expired series included.
     #[must_use]
-    pub fn totals(&self) -> Totals {
-        self.store.totals()
+    pub fn totals(&self, protocol: Protocol) -> Totals {
+        self.stores[protocol as usize].totals()
     }
 
     /// Edges with a series of their own.
     #[must_use]
     pub fn series(&self) -> usize {
-        self.store.sizes().edges
+        self.stores.iter().map(|store| store.sizes().edges).sum()
     }
 }
 
@@ -251,7 +278,13 @@ impl Edge {
     #[must_use]
     pub fn opened_since(&self, since: Instant) -> OpenConnection {
         let series = self.store.enter(&self.key, &self.series, since);
-        OpenConnection { store: self.store.clone(), series, since, traffic: Arc::default(), failure: OnceLock::new() }
+        OpenConnection {
+            store: self.store.clone(),
+            series: series.into(),
+            since,
+            traffic: Arc::default(),
+            failure: OnceLock::new(),
+        }
     }
 }
 
@@ -260,6 +293,8 @@ impl Edge {
 pub struct Traffic {
     sent: AtomicU64,
     received: AtomicU64,
+    datagrams_sent: AtomicU64,
+    datagrams_received: AtomicU64,
 }
 
 impl Traffic {
@@ -274,12 +309,24 @@ impl Traffic {
     pub fn received(&self) -> u64 {
         self.received.load(Relaxed)
     }
+
+    /// Datagrams from the destination to the source; 0 of TCP.
+    #[must_use]
+    pub fn datagrams_sent(&self) -> u64 {
+        self.datagrams_sent.load(Relaxed)
+    }
+
+    /// Datagrams from the source to the destination; 0 of TCP.
+    #[must_use]
+    pub fn datagrams_received(&self) -> u64 {
+        self.datagrams_received.load(Relaxed)
+    }
 }
 
 /// An open connection; dropping it counts it as closed and records its duration. Both directions' tasks may share it.
 pub struct OpenConnection {
     store: Arc<Store>,
-    series: Arc<Series>,
+    series: ArcSwap<Series>,
     since: Instant,
     traffic: Arc<Traffic>,
     failure: OnceLock<(Failure, Option<String>)>,
@@ -289,13 +336,25 @@ impl OpenConnection {
     /// Counts bytes from the destination to the source (the response).
     pub fn add_sent(&self, bytes: u64) {
         self.traffic.sent.fetch_add(bytes, Relaxed);
-        self.series.sent.fetch_add(bytes, Relaxed);
+        self.series.load().sent.fetch_add(bytes, Relaxed);
     }
 
     /// Counts bytes from the source to the destination (the request).
     pub fn add_received(&self, bytes: u64) {
         self.traffic.received.fetch_add(bytes, Relaxed);
-        self.series.received.fetch_add(bytes, Relaxed);
+        self.series.load().received.fetch_add(bytes, Relaxed);
+    }
+
+    /// Counts a datagram from the destination to the source (a reply).
+    pub fn add_sent_datagram(&self, bytes: u64) {
+        self.traffic.datagrams_sent.fetch_add(1, Relaxed);
+        self.add_sent(bytes);
+    }
+
+    /// Counts a datagram from the source to the destination (a request).
+    pub fn add_received_datagram(&self, bytes: u64) {
+        self.traffic.datagrams_received.fetch_add(1, Relaxed);
+        self.add_received(bytes);
     }
 
     /// Counts the connection as failed. Only the first cause counts: what follows is its consequence.
@@ -312,19 +371,18 @@ impl OpenConnection {
 
     fn fail_with(&self, failure: Failure, detail: Option<String>) {
         if self.failure.set((failure, detail)).is_ok() {
-            self.store.fail(&self.series, failure);
+            self.store.fail(&self.series.load(), failure);
         }
     }
 
     /// The connection goes on along another edge. If that has other labels, it counts there as opened, and here as
     /// closed: both edges have seen it.
-    pub fn moved_to(&mut self, edge: &Edge) {
-        if Arc::ptr_eq(&self.series, &edge.series) {
+    pub fn moved_to(&self, edge: &Edge) {
+        if Arc::ptr_eq(&self.series.load(), &edge.series) {
             return;
         }
         let now = Instant::now();
-        let series = edge.store.enter(&edge.key, &edge.series, now);
-        let left = std::mem::replace(&mut self.series, series);
+        let left = self.series.swap(edge.store.enter(&edge.key, &edge.series, now));
         self.store.leave(&left, now.duration_since(self.since), now);
     }
 
@@ -360,7 +418,7 @@ impl fmt::Debug for OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.store.leave(&self.series, now.duration_since(self.since), now);
+        self.store.leave(&self.series.load(), now.duration_since(self.since), now);
     }
 }
 

@@ -4,7 +4,7 @@
 //! enters first announces itself (`users`) and then looks at `retired`; whoever expires first sets `retired` and then
 //! looks at `users`. With sequentially consistent operations at least one of the two sees the other.
 
-use super::{EdgeKey, Failure, Limits, Reporter, Security, ServiceLabels, Totals};
+use super::{EdgeKey, Failure, Limits, Protocol, Reporter, Security, ServiceLabels, Totals};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
@@ -34,6 +34,7 @@ pub(super) struct LiteKey {
     pub(super) destination_namespace: Arc<str>,
     pub(super) destination_canonical_service: Arc<str>,
     pub(super) service: ServiceLabels,
+    pub(super) protocol: Protocol,
     pub(super) security: Security,
 }
 
@@ -46,6 +47,7 @@ impl LiteKey {
             destination_namespace: key.destination.namespace.clone(),
             destination_canonical_service: key.destination.canonical_service.clone(),
             service: key.service.clone(),
+            protocol: key.protocol,
             security: key.security,
         }
     }

@@ -14,7 +14,8 @@ fn party(name: &str) -> Party {
 fn key(reporter: Reporter, source: &str) -> EdgeKey {
     let service =
         ServiceLabels { host: "cart.shop.svc.cluster.local".into(), name: "cart".into(), namespace: "shop".into() };
-    EdgeKey { reporter, source: party(source), destination: party("cart"), service, security: Security::MutualTls }
+    let (protocol, security) = (Protocol::Tcp, Security::MutualTls);
+    EdgeKey { reporter, source: party(source), destination: party("cart"), service, protocol, security }
 }
 
 struct Metered {
@@ -70,7 +71,7 @@ fn a_connection_is_counted_while_it_lives_and_when_it_ends() {
     assert_eq!(metered.sum("tcp_connections_closed_total", &[]), 1);
     assert_eq!(metered.sum("tcp_connection_duration_seconds_count", &[]), 1);
     let totals = Totals { active: 0, opened: 1, closed: 1, failed: 0, sent: 101, received: 20 };
-    assert_eq!(metered.metrics.totals(), totals);
+    assert_eq!(metered.metrics.totals(Protocol::Tcp), totals);
 }
 
 #[test]
@@ -158,7 +159,7 @@ fn an_idle_series_expires_and_comes_back_through_an_old_handle() {
     let open = edge.opened();
     open.add_sent(3);
     assert_eq!(metered.sum("tcp_sent_bytes_total", &["source_workload=\"web\""]), 3);
-    assert_eq!(metered.metrics.totals().opened, 2, "totals outlive the series");
+    assert_eq!(metered.metrics.totals(Protocol::Tcp).opened, 2, "totals outlive the series");
 }
 
 #[test]
@@ -197,7 +198,7 @@ fn concurrent_connections_and_expiry_lose_no_count() {
     });
     let expected = THREADS * EACH;
     let totals = Totals { active: 0, opened: expected, closed: expected, failed: 0, sent: expected, received: 0 };
-    assert_eq!(metered.metrics.totals(), totals);
+    assert_eq!(metered.metrics.totals(Protocol::Tcp), totals);
 }
 
 #[test]
@@ -211,7 +212,7 @@ fn a_hundred_thousand_workloads_come_and_go_within_the_bound() {
         metered.metrics.expire(later());
         assert_eq!(metered.metrics.series(), 0);
     }
-    assert_eq!(metered.metrics.totals().opened, 100_000);
+    assert_eq!(metered.metrics.totals(Protocol::Tcp).opened, 100_000);
 }
 
 #[derive(Clone, Debug)]
@@ -268,12 +269,47 @@ proptest! {
                 Step::Close(_) | Step::Fail(..) | Step::Transfer(..) => {}
             }
             expected.active = open.len() as u64;
-            prop_assert_eq!(metered.metrics.totals(), expected);
+            prop_assert_eq!(metered.metrics.totals(Protocol::Tcp), expected);
             prop_assert!(metered.metrics.series() <= cap);
         }
         // Two overflow series, one for each reporter; a failed one for each cause.
         prop_assert!(metered.samples("tcp_connections_opened_total") <= cap + 2);
         prop_assert!(metered.samples("tcp_connections_failed_total") <= cap + 2 * REASONS.len());
         prop_assert_eq!(metered.sum("tcp_connections_active", &[]), expected.active);
+    }
+}
+
+#[test]
+fn flows_of_datagrams_have_families_and_a_bound_of_their_own() {
+    let metered = Metered::new(1);
+    let tcp = metered.metrics.edge(key(Reporter::Source, "web")).opened();
+    let flow = metered.metrics.edge(EdgeKey { protocol: Protocol::Udp, ..key(Reporter::Source, "web") }).opened();
+    flow.add_received_datagram(70);
+    flow.add_sent_datagram(250);
+    flow.add_sent_datagram(250);
+    let traffic = flow.traffic();
+    assert_eq!((traffic.datagrams_received(), traffic.datagrams_sent()), (1, 2));
+    drop((tcp, flow));
+    let udp = ["request_protocol=\"udp\"", "source_workload=\"web\""];
+    assert_eq!(metered.sum("udp_flows_closed_total", &udp), 1, "{}", metered.text());
+    assert_eq!(metered.sum("udp_sent_bytes_total", &udp), 500);
+    assert_eq!(metered.sum("udp_received_bytes_total", &udp), 70);
+    assert_eq!(metered.sum("tcp_connections_closed_total", &["request_protocol=\"tcp\""]), 1);
+    assert_eq!(metered.metrics.totals(Protocol::Udp).sent, 500);
+    assert_eq!(metered.metrics.totals(Protocol::Tcp).sent, 0);
+}
+
+#[test]
+fn a_connection_that_moves_leaves_what_passed_on_the_edge_where_it_passed() {
+    let metered = Metered::new(10);
+    let open = metered.metrics.edge(key(Reporter::Source, "web")).opened();
+    open.add_sent(3);
+    open.moved_to(&metered.metrics.edge(key(Reporter::Source, "other")));
+    open.add_sent(4);
+    drop(open);
+    for (source, bytes) in [("web", 3), ("other", 4)] {
+        let label = format!("source_workload=\"{source}\"");
+        assert_eq!(metered.sum("tcp_sent_bytes_total", &[&label]), bytes, "{}", metered.text());
+        assert_eq!(metered.sum("tcp_connections_closed_total", &[&label]), 1, "{}", metered.text());
     }
 }

@@ -4,6 +4,7 @@
 //! stream's index before it; those that no packet holds go over the stream, each with its length before it. Nothing is
 //! repeated for a flow's sake but what goes over the stream, and nothing is kept in order.
 
+use super::QUIC;
 use super::halves::{QuicRecv, QuicSend};
 use crate::telemetry::tunnel::TunnelBytes;
 use crate::tunnel::{ResetCode, StreamError};
@@ -122,6 +123,12 @@ impl DatagramFlow {
     #[must_use]
     pub fn sender(&self) -> FlowSender {
         self.sender.clone()
+    }
+
+    /// The label of the transport that carries it.
+    #[must_use]
+    pub fn transport(&self) -> &'static str {
+        QUIC
     }
 
     /// Carries the flow until either end gives it up: this one when `until` is ready, with its code.

@@ -5,15 +5,16 @@ mod attack;
 mod churn;
 mod connect;
 mod exchange;
+mod grpc;
 mod hand;
 mod hold;
+mod http3;
 mod load;
 mod many;
 mod packet;
 mod pattern;
 mod resolve;
 mod server;
-
 mod sniff;
 mod stall;
 mod udp;
@@ -88,6 +89,12 @@ enum Probe {
     /// Datagrams.
     #[command(subcommand)]
     Udp(udp::Udp),
+    /// HTTP/3.
+    #[command(subcommand)]
+    Http3(http3::Http3),
+    /// gRPC with the standard health service.
+    #[command(subcommand)]
+    Grpc(grpc::Grpc),
     /// Watch a link and search it for plaintext, until SIGTERM or the end of input.
     Sniff(sniff::Options),
 }
@@ -133,6 +140,8 @@ fn main() -> ExitCode {
         Probe::Echo(options) => return server::serve(options),
         Probe::Udp(udp) => return udp::run(udp),
         Probe::Web(options) => return web::serve(options),
+        Probe::Http3(http3) => return http3::run(http3),
+        Probe::Grpc(grpc) => return grpc::run(grpc),
         Probe::Call { way, options } => exchange::report(|call| exchange::call(way, &options, call)),
         Probe::Transfer { options, bytes, server, asleep } => {
             exchange::report(|call| exchange::transfer(&options, bytes, server, asleep, call))

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use mesh_tests::report::Datagrams;
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +14,10 @@ use tokio::time::timeout;
 
 /// What asks the server how it sees the client.
 const WHO: &[u8] = b"who am I?";
+/// What asks the server for its name.
+const NAME: &[u8] = b"who are you?";
+/// From one datagram of a chatter to the next.
+const CHATTER: Duration = Duration::from_millis(20);
 const LONGEST: usize = 65_535;
 /// A client's and a datagram's number, before the filling.
 const HEADER: usize = 12;
@@ -23,11 +28,17 @@ pub(crate) enum Udp {
     Echo {
         #[arg(long)]
         port: u16,
+        #[arg(long, default_value = "")]
+        name: String,
     },
     /// Ask the server how it sees this client; say how this client sees the server.
     Who(Options),
     /// Send and expect back; count what comes back, what does not, and what is another one's.
     Calls(Options),
+    /// Ask the server for its name, `count` times from each of `clients` sockets, one after the other.
+    Names(Options),
+    /// Send now and then from one socket until the end of input; say `answered` at the first answer.
+    Chatter(Options),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -57,7 +68,7 @@ pub(crate) fn run(udp: Udp) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let report = match udp {
-        Udp::Echo { port } => match runtime.block_on(echo(port)) {
+        Udp::Echo { port, name } => match runtime.block_on(echo(port, &name)) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error:#}");
@@ -66,6 +77,8 @@ pub(crate) fn run(udp: Udp) -> ExitCode {
         },
         Udp::Who(options) => runtime.block_on(who(&options)),
         Udp::Calls(options) => runtime.block_on(calls(&options)),
+        Udp::Names(options) => runtime.block_on(names(&options)),
+        Udp::Chatter(options) => runtime.block_on(chatter(&options)),
     };
     let report = report.unwrap_or_else(|error| Datagrams {
         errno: error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error),
@@ -76,7 +89,7 @@ pub(crate) fn run(udp: Udp) -> ExitCode {
     if report.error.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn echo(port: u16) -> Result<()> {
+async fn echo(port: u16, name: &str) -> Result<()> {
     // Both families.
     let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).await?;
     println!("listening");
@@ -85,7 +98,11 @@ async fn echo(port: u16) -> Result<()> {
         // An answer that nobody takes any more shows as an error here.
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
         let text = SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string();
-        let answer = if &buffer[..length] == WHO { text.as_bytes() } else { &buffer[..length] };
+        let answer = match &buffer[..length] {
+            WHO => text.as_bytes(),
+            NAME => name.as_bytes(),
+            other => other,
+        };
         if let Err(error) = socket.send_to(answer, peer).await {
             eprintln!("cannot answer {text}: {error}");
         }
@@ -127,6 +144,65 @@ async fn who(options: &Options) -> Result<Datagrams> {
         local_port: Some(socket.local_addr()?.port()),
         ..Datagrams::default()
     })
+}
+
+async fn names(options: &Options) -> Result<Datagrams> {
+    let (mut report, mut buffer) = (Datagrams::default(), [0; 128]);
+    let patience = Duration::from_millis(options.patience_millis);
+    // Kept, so that no two of them have one port.
+    let mut sockets = Vec::new();
+    for _ in 0..options.clients {
+        let socket = open(options).await?;
+        let mut first = None;
+        for _ in 0..options.count {
+            send(&socket, options, NAME, options.destinations[0]).await?;
+            report.sent += 1;
+            let Ok(received) = timeout(patience, socket.recv(&mut buffer)).await else {
+                report.lost += 1;
+                continue;
+            };
+            report.answered += 1;
+            let name = std::str::from_utf8(&buffer[..received?])?.to_owned();
+            // A socket stays with its server.
+            report.mixed_up += u64::from(first.get_or_insert_with(|| name.clone()) != &name);
+        }
+        *report.servers.entry(first.unwrap_or_default()).or_default() += 1;
+        sockets.push(socket);
+    }
+    Ok(report)
+}
+
+async fn chatter(options: &Options) -> Result<Datagrams> {
+    let (mut report, mut buffer) = (Datagrams::default(), [0; 128]);
+    let socket = open(options).await?;
+    report.local_port = Some(socket.local_addr()?.port());
+    let (input, mut ended) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        drop(input);
+    });
+    let mut ticker = tokio::time::interval(CHATTER);
+    loop {
+        tokio::select! {
+            _ = ticker.tick() => {
+                if let Err(error) = send(&socket, options, NAME, options.destinations[0]).await {
+                    report.errno = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+                    report.error = Some(format!("{error:#}"));
+                    return Ok(report);
+                }
+                report.sent += 1;
+            }
+            received = socket.recv(&mut buffer) => {
+                let name = std::str::from_utf8(&buffer[..received?])?.to_owned();
+                report.answered += 1;
+                if report.answered == 1 {
+                    eprintln!("answered");
+                }
+                *report.servers.entry(name).or_default() += 1;
+            }
+            _ = &mut ended => return Ok(report),
+        }
+    }
 }
 
 async fn calls(options: &Options) -> Result<Datagrams> {
