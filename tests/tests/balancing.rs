@@ -185,6 +185,9 @@ fn a_replica_that_says_not_serving_over_grpc_is_left_alone_until_it_serves() -> 
         ensure!(asked(&a) > 0, "{}", a.printed());
         Ok(())
     })?;
+    cluster.wait_for_metrics("n2", "nodemesh_health", |metrics| {
+        metrics.count("nodemesh_health_checks_total", &[("result", "healthy")]) >= 2
+    })?;
     a.signal(Signal::USR1)?;
     let unhealthy = |count| {
         cluster.wait_for_metrics("n2", "nodemesh_health", |metrics| {
@@ -203,7 +206,6 @@ fn a_replica_that_says_not_serving_over_grpc_is_left_alone_until_it_serves() -> 
     assert_eq!(metrics.count("nodemesh_tcp_connections_failed_total", &[]), 0, "{}", metrics.text());
     let probes = cluster.daemon("n2").metrics()?;
     ensure!(probes.count("nodemesh_health_checks_total", &[("result", "status")]) >= 2, "{}", probes.text());
-    ensure!(probes.count("nodemesh_health_checks_total", &[("result", "healthy")]) >= 2, "{}", probes.text());
     a.signal(Signal::USR2)?;
     unhealthy(0)?;
     wait::until_ok("a is asked again", BOUND, || {

@@ -216,7 +216,12 @@ fn flows_are_listed_logged_and_explained() -> Result<()> {
         assert_eq!(line.bytes_sent, replies * server.len() as u64, "{line:?} of {report:?}");
         ensure!(replies >= report.answered, "{line:?} of {report:?}");
     }
+    explained(&bed)
+}
 
+/// What `nodemesh explain` says about datagrams: of the service, and on a port that none leads to.
+fn explained(bed: &Bed) -> Result<()> {
+    let vip = bed.vip();
     let explained: Value =
         bed.cluster.document("n1", &["explain", "default/client", &format!("default/{SERVICE}:53/udp")])?;
     let paths = explained["items"].as_array().context("paths")?;
@@ -226,9 +231,10 @@ fn flows_are_listed_logged_and_explained() -> Result<()> {
         assert_eq!((&path["arrives"], &path["transport"]), (&json!("mtls"), &json!("quic")), "{path}");
         assert_eq!(path["verdict"], "allow", "{path}");
     }
-    let unguarded = ["explain", "default/client", "10.98.2.10:9/udp"];
-    let explained: Value = bed.cluster.document("n1", &unguarded)?;
+    let elsewhere = format!("{}:9/udp", bed.cluster.world.pod("far").v4());
+    let explained: Value = bed.cluster.document("n1", &["explain", "default/client", &elsewhere])?;
     assert_eq!(explained["items"][0]["arrives"], "unguarded", "{explained}");
+    ensure!(explained["items"][0]["why"].as_str().is_some_and(|why| why.contains("no service leads")), "{explained}");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Inbound: an authenticated stream is delivered to a workload of this node, from the client's own address.
 
+use super::budget::Held;
 use super::dial::Dialler;
 use super::registry::{Live, Side, Ticket};
 use super::relay::{Carried, Progress, relay, reset_on_close};
@@ -103,8 +104,7 @@ impl Inbound {
 
     async fn carry(&self, incoming: Incoming, admitted: Admitted) {
         let session = self.begin(&incoming, &admitted);
-        let judged = self.judge(&incoming, &admitted, &session).and_then(|()| self.context.budget.connection());
-        let _held = match judged {
+        let _held = match self.judge(&incoming, &admitted, &session) {
             Ok(held) => held,
             Err(failure) => {
                 incoming.refuse(failure.refusal());
@@ -134,8 +134,8 @@ impl Inbound {
         session
     }
 
-    /// Asks policy, and whether the endpoint passes its service's health check.
-    pub(super) fn judge(&self, incoming: &Incoming, admitted: &Admitted, session: &Session) -> Result<(), Failure> {
+    /// Asks policy, and whether the endpoint passes its service's health check; returns what the stream takes of the node.
+    pub(super) fn judge(&self, incoming: &Incoming, admitted: &Admitted, session: &Session) -> Result<Held, Failure> {
         let (from, to) = (incoming.header.source, incoming.header.destination);
         let Admitted { local, source, snapshot, .. } = admitted;
         let destination = local.current(snapshot);
@@ -152,7 +152,7 @@ impl Inbound {
         if service.is_some_and(|service| self.context.health.is_unhealthy(&service, to)) {
             return Err(Failure::Refused(Refusal::Unhealthy));
         }
-        Ok(())
+        self.context.budget.connection()
     }
 
     async fn deliver(

@@ -30,11 +30,11 @@ impl Inbound {
         let Datagrams(common) = &self.datagrams;
         let session = Arc::new(self.begin(&incoming, &admitted));
         let open = common.inbound.opened();
-        let place = common.inbound_room.try_enter().ok_or(Failure::Refused(Refusal::Overloaded));
-        let judged = place.and_then(|place| {
-            self.judge(&incoming, &admitted, &session)?;
-            Ok((place, self.context.budget.connection()?))
-        });
+        let place = common.inbound_room.try_enter();
+        let judged = match &place {
+            Some(_) => self.judge(&incoming, &admitted, &session),
+            None => Err(Failure::Refused(Refusal::Overloaded)),
+        };
         // The snapshot is held no longer than the decision: a flow may last for days.
         let Admitted { local, mut ticket, .. } = admitted;
         let outcome = match judged {
