@@ -143,7 +143,7 @@ pub(crate) fn first(plane: &Plane, requests: u32) -> Result<Requests> {
 /// Opens connections and keeps them until it is dropped or waited for.
 pub(crate) fn hold(plane: &Plane, connections: u32) -> Result<Running> {
     let program = client().args(["held", &plane.web.to_string(), "--connections", &connections.to_string()]);
-    let mut running = program.input("").start_in(&plane.client)?;
+    let mut running = program.start_in(&plane.client)?;
     running.wait_for_text("holding")?;
     Ok(running)
 }

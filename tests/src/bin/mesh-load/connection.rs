@@ -93,6 +93,14 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends a request and waits for its response.
+    pub(crate) fn exchange(&mut self) -> Result<()> {
+        self.stream.set_nonblocking(false)?;
+        self.send(KEEP)?;
+        while !self.receive()? {}
+        Ok(self.stream.set_nonblocking(true)?)
+    }
+
     /// Reads what there is; whether the response is complete.
     pub(crate) fn receive(&mut self) -> Result<bool> {
         loop {
@@ -157,10 +165,7 @@ pub(crate) fn open_all(destination: SocketAddr, count: usize) -> Result<Vec<Conn
     let mut connections = Vec::with_capacity(count);
     for _ in 0..count {
         let mut connection = Connection::open(destination)?;
-        connection.stream.set_nonblocking(false)?;
-        connection.send(KEEP)?;
-        while !connection.receive()? {}
-        connection.stream.set_nonblocking(true)?;
+        connection.exchange()?;
         connections.push(connection);
     }
     Ok(connections)
