@@ -98,7 +98,7 @@ impl Run {
                 self.figures.take(name, ready, started.ready.as_secs_f64() * 1e3);
             }
             let plane = &scene.planes[number];
-            self.memory(plane, "idle", "Resident memory, idle: the larger side")?;
+            self.memory(plane, "idle", "Memory (PSS), idle: the larger side")?;
             let cold = Metric::less("first_cold", "The first connection and request", "us");
             self.figures.take(name, cold, measure::first(plane, 1)?.p50_micros);
             let warm = Metric::less("first_warm", "A later connection and request, one at a time: p50", "us");
