@@ -296,8 +296,8 @@ impl World {
             format!(
                 "link add name pods address 02:98:00:00:00:{number:02x} type bridge forward_delay 0 mcast_snooping 0"
             ),
-            format!("address add {}/20 dev pods", subnet(number, 1)),
-            format!("address add fd98:{number:x}::1/64 dev pods nodad"),
+            format!("address add {}/20 dev pods", node.gateways()[0]),
+            format!("address add {}/64 dev pods nodad", node.gateways()[1]),
             "link set dev pods up".into(),
         ])?;
         self.nodes.insert(name.to_owned(), node);
@@ -344,6 +344,12 @@ impl Node {
     #[must_use]
     pub fn v6(&self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd98, 0, 0, 0, 0, 0, 0, self.number.into())
+    }
+
+    /// Its addresses towards its pods, where they send what leaves them.
+    #[must_use]
+    pub fn gateways(&self) -> [IpAddr; 2] {
+        [subnet(self.number, 1).into(), Ipv6Addr::new(0xfd98, self.number.into(), 0, 0, 0, 0, 0, 1).into()]
     }
 
     /// Its files: the daemon's configuration, sockets, logs, bpffs.

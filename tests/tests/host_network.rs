@@ -270,8 +270,8 @@ fn a_process_that_moves_to_another_cgroup_loses_what_its_sockets_were() -> Resul
 /// Every address of the node that is not loopback, also those that the catalog does not name.
 fn all_addresses(scene: &Scene) -> [SocketAddr; 4] {
     let [v4, v6] = scene.at("web", PORT);
-    let bridge: [IpAddr; 2] = [[10, 98, 1, 1].into(), [0xfd98, 1, 0, 0, 0, 0, 0, 1_u16].into()];
-    [v4, v6, SocketAddr::new(bridge[0], PORT), SocketAddr::new(bridge[1], PORT)]
+    let [bridge4, bridge6] = scene.cluster.world.node("n1").gateways().map(|bridge| SocketAddr::new(bridge, PORT));
+    [v4, v6, bridge4, bridge6]
 }
 
 #[test]

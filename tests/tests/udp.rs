@@ -131,13 +131,14 @@ fn policy_decides_about_datagrams_and_strict_keeps_plaintext_out() -> Result<()>
     bed.cluster.catalog.workload("far").mode("strict");
     bed.cluster.catalog.workload("near").mode("disabled");
     bed.cluster.catalog.write()?;
-    wait::until_ok("plaintext to be refused", BOUND, || {
-        let report = bed.ask("near", &["calls", &direct, "--connected", "--patience-millis", "200"])?;
-        ensure!(report.answered == 0, "{report:?}");
+    // An answer may stay out on a busy machine: only what the guard counts as dropped was refused.
+    wait::until_ok("the guard to drop plaintext", BOUND, || {
+        let ask = || bed.ask("near", &["calls", &direct, "--connected", "--patience-millis", "200"]);
+        let (report, change) = bed.cluster.daemon("n2").change_during(ask)?;
+        let dropped = change.outcome("udp_lookup", "strict");
+        ensure!(report.answered == 0 && dropped > 0, "{report:?}, dropped {dropped}");
         Ok(())
     })?;
-    let dropped = bed.cluster.daemon("n2").metrics()?.outcome("udp_lookup", "strict");
-    ensure!(dropped > 0, "the guard has dropped {dropped}");
     ensure!(bed.ask("client", &["who", &vip])?.error.is_none(), "the mesh passes");
 
     bed.cluster.catalog.default_action("deny");
