@@ -9,6 +9,7 @@ use mesh_tests::catalog::NAMESPACE;
 use mesh_tests::cluster::{Cluster, TRUST_DOMAIN};
 use mesh_tests::daemon::TUNNEL_PORT;
 use mesh_tests::program::{Program, Running};
+use mesh_tests::scrape::Change;
 use mesh_tests::world::World;
 use mesh_userspace::ca;
 use mesh_userspace::identity::Identities;
@@ -94,7 +95,9 @@ fn assert_refused(cluster: &Cluster, transport: &str, reason: &str, counted: (&s
     let (before, refused) = (n1.metrics()?, handshakes(&refusing.metrics()?));
     let vip = cluster.catalog.vips("server")[0].to_string();
     let call = cluster.attempt("client", &["call", "blocking", &vip])?;
-    let context = || format!("{reason} by the {side} over {transport}: {call:?}\n{}", n1.log_end());
+    let change = Change { before: before.clone(), after: n1.metrics()? };
+    let outcomes = change.outcomes();
+    let context = || format!("{reason} by the {side} over {transport}: {call:?}\n{outcomes:?}\n{}", n1.log_end());
     ensure!(call.errno.as_deref() == Some("ECONNRESET"), "{}", context());
     n1.wait_for_metrics(&format!("n1 counts {reason}"), |metrics| {
         let labels = [("reporter", "source"), ("reason", reason), ("response_flags", "TLS_FAILURE")];

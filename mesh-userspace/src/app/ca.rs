@@ -100,8 +100,7 @@ pub(super) async fn run(config: CaConfig) -> Result<()> {
     bounds.add(admin.levels());
     bounds.add(hosted.levels());
     bounds.show(metrics.registry());
-    let ready = Ready::default();
-    let catalog_read = ready.block("the catalog is not read yet");
+    let (ready, catalog_read) = Ready::blocked("the catalog is not read yet");
     let mut tasks = Tasks::new(CancellationToken::new());
     tasks.spawn("catalog", placed.follow(updates, catalog_read));
     let stop = CancellationToken::new();

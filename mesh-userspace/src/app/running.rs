@@ -56,7 +56,7 @@ impl App {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let hangup = signal(SignalKind::hangup())?;
         let identities = self.identities.clone();
-        let ready = Ready::default();
+        let (ready, blocked) = Ready::blocked("the catalog is not applied yet");
         let release = CancellationToken::new();
         let (report, reports) = watch::channel(Report::default());
         let mut tasks = Tasks::new(CancellationToken::new());
@@ -113,7 +113,7 @@ impl App {
             identities: identities.clone(),
             report,
             ready: ready.clone(),
-            blocked: Some(ready.block("the catalog is not applied yet")),
+            blocked: Some(blocked),
             unfit: Unfit::new(self.left_out),
             retry_at: None,
             ended: Vec::new(),
@@ -146,6 +146,8 @@ impl App {
     fn spawn_upkeep(&mut self, tasks: &mut Tasks) -> Result<()> {
         let heartbeat = self.datapath.heartbeat();
         let beat = self.config.datapath.heartbeat_timeout / BEATS_PER_TIMEOUT;
+        // Nothing is armed yet: no connect finds a workload whose daemon seems silent only because a task has not run yet.
+        heartbeat.beat().context("cannot write the heartbeat")?;
         tasks.spawn("heartbeat", async move {
             let mut interval = tokio::time::interval(beat);
             loop {

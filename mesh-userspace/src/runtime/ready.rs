@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Says whether the process is ready, and if not, what it waits for.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Ready(Arc<Mutex<BTreeMap<&'static str, usize>>>);
 
 /// Holds readiness back for as long as it lives.
@@ -15,6 +15,14 @@ pub struct Blocker {
 }
 
 impl Ready {
+    /// A process that is not ready before the returned token is dropped: nobody who asks can be earlier than the first
+    /// reason to wait.
+    pub fn blocked(reason: &'static str) -> (Self, Blocker) {
+        let ready = Self(Arc::default());
+        let blocker = ready.block(reason);
+        (ready, blocker)
+    }
+
     /// Blocks readiness until the returned token is dropped.
     pub fn block(&self, reason: &'static str) -> Blocker {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
@@ -46,8 +54,8 @@ mod tests {
 
     #[test]
     fn ready_means_every_blocker_is_gone() {
-        let ready = Ready::default();
-        let first = ready.block("catalog");
+        let (ready, first) = Ready::blocked("catalog");
+        assert_eq!(ready.outstanding(), ["catalog"]);
         let second = ready.block("catalog");
         let third = ready.block("programs");
         assert_eq!(ready.outstanding(), ["catalog", "programs"]);

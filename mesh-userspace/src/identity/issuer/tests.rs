@@ -39,7 +39,7 @@ impl Node {
         script(&source);
         let domain = TrustDomain::parse("example.org").unwrap();
         let (identities, orders) = Identities::issued(directory.path(), &domain).unwrap();
-        let (ready, mut registry) = (Ready::default(), Registry::default());
+        let ((ready, _), mut registry) = (Ready::blocked("made"), Registry::default());
         let metrics = CertificateMetrics::register(&mut registry);
         let issuer = Issuer::new(identities.clone(), orders, Arc::new(source.clone()), metrics, ready.clone());
         Self { source, identities, ready, registry, running: tokio::spawn(issuer.run()), _directory: directory }
