@@ -30,7 +30,7 @@ impl HostOutbound {
                 Err(spent) => return self.shed(&app, source, &spent),
             };
             let outbound = self.clone();
-            tracker.spawn(async move {
+            self.context.cores.serve(&tracker, app, move |app| async move {
                 outbound.connection(app, source).await;
                 drop(held);
             });

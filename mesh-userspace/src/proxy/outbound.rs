@@ -38,7 +38,8 @@ impl Outbound {
                 Err(spent) => return outbound.shed(&app, source, &spent),
             };
             let outbound = outbound.clone();
-            tracker.spawn(async move {
+            let cores = outbound.context.cores.clone();
+            cores.serve(&tracker, app, move |app| async move {
                 outbound.connection(app, source).await;
                 drop(held);
             });
