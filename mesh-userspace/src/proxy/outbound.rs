@@ -39,9 +39,9 @@ impl Outbound {
             };
             let outbound = outbound.clone();
             let cores = outbound.context.cores.clone();
-            cores.serve(&tracker, app, move |app| async move {
+            cores.serve(&tracker, app, |app, seat| async move {
                 outbound.connection(app, source).await;
-                drop(held);
+                drop((held, seat));
             });
         })
         .await;

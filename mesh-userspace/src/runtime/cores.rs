@@ -45,8 +45,10 @@ pub struct CoreThreads {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// A connection's place on a core.
-struct Seat {
+/// A connection's place on a core: it counts there while this lives.
+#[derive(Debug)]
+#[must_use]
+pub struct Seat {
     cores: Cores,
     index: usize,
 }
@@ -109,13 +111,10 @@ impl Cores {
         &self.0[index].handle
     }
 
-    /// Serves a connection that was accepted here, on this core or one that has less to do.
-    pub fn serve<F>(
-        &self,
-        tracker: &TaskTracker,
-        socket: TcpStream,
-        serve: impl FnOnce(TcpStream) -> F + Send + 'static,
-    ) where
+    /// Serves a connection that was accepted here, on this core or one that has less to do. The future keeps the seat by
+    /// itself: one around it would be as large again.
+    pub fn serve<F>(&self, tracker: &TaskTracker, socket: TcpStream, serve: impl FnOnce(TcpStream, Seat) -> F)
+    where
         F: Future<Output = ()> + Send + 'static,
     {
         let seat = self.seat();
@@ -131,7 +130,8 @@ impl Cores {
                 Err(error) => return tracing::warn!(%error, "a connection is lost between two threads"),
             }
         };
-        self.spawn_at(seat, tracker, serve(socket));
+        let handle = self.handle(seat.index).clone();
+        tracker.spawn_on(serve(socket, seat), &handle);
     }
 
     /// Registers a listener with a core, whose tasks only may accept from it then.
@@ -143,18 +143,14 @@ impl Cores {
         TcpListener::from_std(listener)
     }
 
-    /// Does something that lasts on the core that serves fewest.
-    pub fn spawn(&self, tracker: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
-        self.spawn_at(self.seat(), tracker, task);
-    }
-
-    fn spawn_at(&self, seat: Seat, tracker: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
+    /// Does something that lasts on a core that has little to do.
+    pub fn spawn<F>(&self, tracker: &TaskTracker, serve: impl FnOnce(Seat) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let seat = self.seat();
         let handle = self.handle(seat.index).clone();
-        let task = async move {
-            let _seat = seat;
-            task.await;
-        };
-        tracker.spawn_on(task, &handle);
+        tracker.spawn_on(serve(seat), &handle);
     }
 
     fn seat(&self) -> Seat {
@@ -224,11 +220,12 @@ mod tests {
             let (near, far) = pair(&listener).await;
             nears.push(near);
             let seen = Arc::clone(&seen);
-            cores.serve(&tracker, far, move |mut far| async move {
+            cores.serve(&tracker, far, move |mut far, seat| async move {
                 let thread = std::thread::current().name().unwrap_or_default().to_owned();
                 *seen.lock().unwrap().entry(thread).or_default() += 1;
                 let byte = far.read_u8().await.unwrap();
                 far.write_u8(byte + 1).await.unwrap();
+                drop(seat);
             });
         }
         assert_eq!((cores.load(0), cores.load(1)), (3, 3));
@@ -254,8 +251,8 @@ mod tests {
         let accepting = cores.handle(1).spawn(async move {
             for _ in 0..10 {
                 let far = listener.accept().await.unwrap().0;
-                there.serve(&tracker, far, |far| async move {
-                    let _held = far;
+                there.serve(&tracker, far, |far, seat| async move {
+                    let _held = (far, seat);
                     std::future::pending().await
                 });
             }
@@ -276,8 +273,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (mut near, far) = pair(&listener).await;
         let tracker = TaskTracker::new();
-        cores.serve(&tracker, far, |far| async move {
-            let _held = far;
+        cores.serve(&tracker, far, |far, seat| async move {
+            let _held = (far, seat);
             std::future::pending().await
         });
         tokio::task::spawn_blocking(|| drop(threads)).await.unwrap();

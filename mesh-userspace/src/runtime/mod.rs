@@ -8,7 +8,7 @@ mod room;
 mod task;
 
 pub use accept::Acceptor;
-pub use cores::{CoreThreads, Cores};
+pub use cores::{CoreThreads, Cores, Seat};
 pub use descriptors::{Descriptor, Descriptors};
 pub use ready::{Blocker, Ready};
 pub use room::{Level, Place, Room};

@@ -9,7 +9,7 @@ use super::stream::{RecvKind, SendKind};
 use super::{Config, DatagramFlow, RecvHalf, Refusal, SendHalf, Sink, Stream, StreamHeader, TlsSession};
 use crate::identity::Identities;
 use crate::model::SpiffeId;
-use crate::runtime::{Acceptor, Cores, Descriptor, Descriptors, Level, Place, Room};
+use crate::runtime::{Acceptor, Cores, Descriptor, Descriptors, Level, Place, Room, Seat};
 use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::codec::LaneToken;
@@ -329,12 +329,11 @@ async fn accept_lanes(shared: Arc<Shared>, listener: TcpListener) {
             shared.metrics.handshake_failed(LANES, "server", Refusal::Overloaded.reason());
             continue;
         };
-        let held = (descriptor, connection);
-        let serve = {
-            let shared = Arc::clone(&shared);
-            move |socket| async move { serve_lane(&shared, socket, node, handshake, held).await }
-        };
-        shared.cores.serve(&shared.tasks, socket, serve);
+        let task_shared = Arc::clone(&shared);
+        shared.cores.serve(&shared.tasks, socket, |socket, seat| async move {
+            let held = (descriptor, connection, seat);
+            serve_lane(&task_shared, socket, node, handshake, held).await;
+        });
     }
 }
 
@@ -343,7 +342,7 @@ async fn serve_lane(
     socket: TcpStream,
     node: SocketAddr,
     handshake: Place,
-    _held: (Descriptor, Place),
+    _held: (Descriptor, Place, Seat),
 ) {
     let accepting = accept(&shared.identities, socket, shared.config.handshake_timeout);
     let accepted = tokio::select! {

@@ -7,7 +7,7 @@ use super::pooled::peer_end;
 use super::{CLOSED, OPENED, QUIC, code, enlarge, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
-use crate::runtime::Place;
+use crate::runtime::{Place, Seat};
 use crate::telemetry::tunnel::TunnelBytes;
 use crate::tunnel::codec::MAX_HEADER;
 use crate::tunnel::lane::{EXPIRED, SHARED};
@@ -127,8 +127,10 @@ async fn accept_connections(shared: Arc<Shared>, endpoint: Endpoint, mut configs
             .map(|config| (incoming, config));
         match accepted {
             Ok(accepted) => {
-                let serve = serve_connection(Arc::clone(&shared), accepted, handshake, connection);
-                shared.cores.spawn(&shared.tasks, serve);
+                let task_shared = Arc::clone(&shared);
+                shared.cores.spawn(&shared.tasks, |seat| {
+                    serve_connection(task_shared, accepted, handshake, (connection, seat))
+                });
             }
             Err(reason) => shared.metrics.handshake_failed(QUIC, "server", reason),
         }
@@ -145,7 +147,7 @@ async fn serve_connection(
     shared: Arc<Shared>,
     (incoming, config): (quinn::Incoming, Arc<quinn::ServerConfig>),
     handshake: Place,
-    _connection: Place,
+    _held: (Place, Seat),
 ) {
     let failed = |reason| shared.metrics.handshake_failed(QUIC, "server", reason);
     // Here, because quinn serves a connection where it was accepted.
