@@ -106,8 +106,10 @@ pub(super) struct RecvSide {
     pub(super) is_released: bool,
 }
 
-/// Room made for bulk at once, so that a reader gets long pieces.
+/// Room made for bulk at once, so that a reader gets long pieces: each is a system call to the application's socket.
 const CHUNK: usize = 64 * 1024;
+/// Likewise once as much is unread.
+const LONG_CHUNK: usize = 4 * CHUNK;
 /// Pieces of at least this size count as bulk.
 const BULK: usize = 4 * 1024;
 
@@ -136,8 +138,12 @@ impl RecvSide {
             chunk.extend_from_slice(bytes);
             return;
         }
-        let room = if bytes.len() >= BULK || self.buffered >= BULK { CHUNK.max(bytes.len()) } else { bytes.len() };
-        let mut chunk = BytesMut::with_capacity(room);
+        let room = match self.buffered {
+            CHUNK.. => LONG_CHUNK,
+            BULK.. => CHUNK,
+            _ => 0,
+        };
+        let mut chunk = BytesMut::with_capacity(room.max(bytes.len()));
         chunk.extend_from_slice(bytes);
         self.chunks.push_back(chunk);
     }
