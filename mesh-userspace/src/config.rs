@@ -10,6 +10,7 @@ use crate::telemetry::logging::{Filter, Format};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct Config {
     pub log: Log,
     /// Connections of applications that may be carried at once, both directions together.
     pub connections: usize,
+    /// Threads that carry traffic; `None`: one for each processor that the process may use.
+    pub threads: Option<NonZeroUsize>,
     /// How long SIGTERM waits for connections to end by themselves.
     pub drain: Duration,
     /// The certificate authority that runs inside this daemon, if one does.
@@ -145,6 +148,7 @@ impl Default for RawDatapath {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 struct RawLimits {
     connections: Option<usize>,
+    threads: Option<NonZeroUsize>,
 }
 
 /// A tracing filter: `info`, `debug`, `info,mesh_userspace::tunnel=debug`.
@@ -249,7 +253,8 @@ impl Config {
             },
             admin: crate::admin::Config { socket: raw.admin.socket, listen: raw.admin.listen },
             log: raw.log.checked()?,
-            connections: raw.limits.checked()?,
+            connections: raw.limits.connections()?,
+            threads: raw.limits.threads()?,
             drain: duration(&raw.drain).context("drain")?,
             ca: raw.ca.map(ca::RawAuthority::checked).transpose()?,
         })
@@ -261,11 +266,17 @@ fn is_pin_name(name: &str) -> bool {
 }
 
 impl RawLimits {
-    fn checked(&self) -> Result<usize> {
+    fn connections(&self) -> Result<usize> {
         let connections = self.connections.unwrap_or(MAX_CONNECTIONS);
         let is_sound = (1..=MAX_CONNECTIONS).contains(&connections);
         ensure!(is_sound, "limits.connections: from 1 to {MAX_CONNECTIONS}");
         Ok(connections)
+    }
+
+    fn threads(&self) -> Result<Option<NonZeroUsize>> {
+        let is_sound = self.threads.is_none_or(|threads| threads.get() <= MAX_THREADS);
+        ensure!(is_sound, "limits.threads: from 1 to {MAX_THREADS}");
+        Ok(self.threads)
     }
 }
 
@@ -283,6 +294,8 @@ impl RawLog {
 
 /// Connections carried at once, if nothing else is said: descriptors run out before.
 const MAX_CONNECTIONS: usize = 1_048_576;
+/// More than any machine has processors.
+const MAX_THREADS: usize = 4_096;
 /// Port of the daemon's listeners inside workloads' network namespaces.
 pub const OUTBOUND_PORT: u16 = 15001;
 /// SO_MARK of the daemon's sockets inside workloads' network namespaces.
@@ -328,7 +341,7 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
         assert_eq!(config.admin.listen.port(), 9415);
         assert_eq!(config.datapath.pin, "nodemesh");
         assert_eq!(config.drain, Duration::from_secs(5));
-        assert_eq!(config.connections, 1_048_576);
+        assert_eq!((config.connections, config.threads), (1_048_576, None));
     }
 
     #[test]
@@ -364,6 +377,7 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
             ("}\n", "}\ndatapath: {pin: a/b}\n", "datapath.pin"),
             ("}\n", "}\ndrain: 5 minutes\n", "drain"),
             ("}\n", "}\nlimits: {connections: 0}\n", "limits.connections"),
+            ("}\n", "}\nlimits: {threads: 5000}\n", "limits.threads"),
             ("nodemesh/identity}", "nodemesh/identity, ca: {address: []}}", "identity.ca.address"),
             ("nodemesh/identity}", "nodemesh/identity, ca: {address: [here]}}", "address"),
         ] {

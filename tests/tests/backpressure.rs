@@ -4,6 +4,7 @@
 //! (`tunnel::Config`). The kernel's part is made small, so that the daemons' part shows.
 
 use anyhow::Result;
+use mesh_tests::catalog::Catalog;
 use mesh_tests::cluster::Cluster;
 use mesh_tests::program::{Program, Running};
 use mesh_tests::report::{Call, Load};
@@ -37,10 +38,14 @@ const REQUESTS: u64 = 4_950;
 /// Port 80 echoes, port 81 falls asleep after `awake` bytes; every socket buffer is small.
 fn cluster(name: &str, transport: &str, awake: u64) -> Result<(Cluster, Running, Running)> {
     let topology = World::named(name).node("n1").pod("client").node("n2").pod("server");
-    let cluster = Cluster::start(topology, |catalog| {
+    let describe = |catalog: &mut Catalog| {
         catalog.mesh("transport", transport);
         let service = catalog.service("server", 80, 8080);
         service.ports.push((81, 8081.into()));
+    };
+    // One thread has one lane: whoever is beside the sleeper shares it.
+    let cluster = Cluster::start_with(topology, describe, |configuration| {
+        configuration["limits"] = serde_json::json!({"threads": 1});
     })?;
     let size = SOCKET_BUFFER;
     let values = format!("4096 {size} {size}");

@@ -69,7 +69,15 @@ fn refused(cluster: &Cluster, destination: &str, count: u64, observed: &str) -> 
 
 /// Uses up the descriptors of `node`; the client's side counts `reason`.
 fn descriptors_run_out(name: &str, node: &str, reason: &str) -> Result<()> {
-    let mut cluster = Cluster::pair(name)?;
+    let topology = World::named(name).node("n1").pod("client").node("n2").pod("server");
+    let mut cluster = Cluster::start_with(
+        topology,
+        |catalog| {
+            catalog.service("server", 80, 8080);
+        },
+        // One lane, so that what is left for connections is known before.
+        |configuration| configuration["limits"] = serde_json::json!({"threads": 1}),
+    )?;
     cluster.daemon_mut(node).stop()?;
     cluster.daemon_mut(node).limit_descriptors(DESCRIPTORS);
     cluster.daemon_mut(node).start()?;

@@ -9,7 +9,7 @@ use crate::netns::Namespaces;
 use crate::proxy::{
     Balancers, Budget, Carried, Context, Datagrams, Edges, EndpointHealth, LocalWorkloads, Registry, Reports,
 };
-use crate::runtime::Room;
+use crate::runtime::{Cores, Room};
 use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::datagrams::DatagramMetrics;
@@ -33,7 +33,7 @@ impl App {
     ///
     /// # Errors
     /// Says which of these failed and how to mend it.
-    pub async fn bind(config: Config) -> Result<Self> {
+    pub async fn bind(config: Config, cores: Cores) -> Result<Self> {
         let descriptor_limit = limits::raise_descriptor_limit();
         let mut metrics = Metrics::new(Build { version: env!("CARGO_PKG_VERSION"), abi: mesh_common::ABI_VERSION });
         let admin = admin::Server::bind(&config.admin)?;
@@ -68,6 +68,7 @@ impl App {
             tunnel_metrics.clone(),
             descriptors.clone(),
             accepts.clone(),
+            cores.clone(),
         )
         .context("cannot bind the tunnel's addresses (tunnel.listen)")?;
         let (balancers, health) = (Balancers::default(), EndpointHealth::default());
@@ -78,7 +79,14 @@ impl App {
             snapshot,
             dns: names,
             locals: LocalWorkloads::default(),
-            tunnel: Tunnel::new(config.tunnel.clone(), identities.clone(), tunnel_metrics, descriptors.clone()),
+            tunnel: Tunnel::new(
+                config.tunnel.clone(),
+                identities.clone(),
+                tunnel_metrics,
+                descriptors.clone(),
+                cores.clone(),
+            ),
+            cores,
             tunnel_port: config.tunnel_port,
             connect_timeout: config.tunnel.connect_timeout,
             metrics: metrics.connections().clone(),

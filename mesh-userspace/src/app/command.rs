@@ -5,10 +5,14 @@ use super::cleanup::cleanup;
 use crate::ca;
 use crate::config::{CaConfig, Config, duration};
 use crate::model::{ObjectName, TrustDomain};
-use crate::telemetry;
+use crate::runtime::Cores;
+use crate::{netns, telemetry};
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+
+/// Threads for everything but traffic.
+const CONTROL_THREADS: usize = 2;
 
 /// The nodemesh node daemon.
 #[derive(Parser)]
@@ -83,8 +87,11 @@ impl Command {
             Verb::Run(file) => {
                 let config = Config::load(&file.config)?;
                 telemetry::logging::init(&config.log.filter, config.log.format)?;
-                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-                runtime.block_on(async { App::bind(config).await?.run().await })
+                let runtime =
+                    tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROL_THREADS).enable_all().build()?;
+                let (cores, _threads) = Cores::start(config.threads, netns::enter_from_this_thread)
+                    .context("cannot start the threads that carry traffic")?;
+                runtime.block_on(async { App::bind(config, cores).await?.run().await })
             }
             Verb::CheckConfig(file) => {
                 Config::load(&file.config)?;

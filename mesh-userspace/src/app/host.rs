@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -122,7 +121,9 @@ impl Hosts {
             tuples: self.tuples.clone(),
         };
         let stop = CancellationToken::new();
-        let task = tokio::spawn(outbound.serve(TcpListener::from_std(listening)?, stop.clone()));
+        let (cores, core) = (&self.context.cores, self.listeners.len() % self.context.cores.count());
+        let listener = cores.listener(core, listening)?;
+        let task = cores.handle(core).spawn(outbound.serve(listener, stop.clone()));
         self.listeners.insert(address, Listener { stop, task });
         Ok(())
     }

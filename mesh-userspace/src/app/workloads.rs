@@ -180,7 +180,8 @@ impl Workloads {
                 other.local.workload.name
             );
         }
-        let bound = self.listen(&namespace, &workload).await?;
+        let core = self.armed.len() % self.context.cores.count();
+        let bound = self.listen(&namespace, &workload, core).await?;
         let aliases = aliases(&workload, datapath.pod(namespace.cookie())?);
         let capturing = self.capture_datagrams(&namespace, &aliases).await?;
         self.namespaces.prepare(&namespace).await.context("cannot prepare routing for client addresses")?;
@@ -202,7 +203,7 @@ impl Workloads {
         for listener in bound {
             let outbound =
                 Outbound { context: self.context.clone(), local: local.clone(), tuples: self.tuples.clone() };
-            listeners.spawn(outbound.serve(listener));
+            listeners.spawn_on(outbound.serve(listener), self.context.cores.handle(core));
         }
         for (base, socket) in capturing {
             let outbound = DatagramOutbound {
@@ -217,14 +218,14 @@ impl Workloads {
         Ok(Armed { local, pod, listeners, _descriptors: descriptors })
     }
 
-    async fn listen(&self, namespace: &Namespace, workload: &Workload) -> Result<Vec<TcpListener>> {
+    async fn listen(&self, namespace: &Namespace, workload: &Workload, core: usize) -> Result<Vec<TcpListener>> {
         let mut bound = Vec::new();
         for address in &workload.addresses {
             let address = SocketAddr::new(*address, self.outbound_port);
             let listening = self.namespaces.listen(namespace, address, self.mark).await;
             let listener =
                 listening.with_context(|| format!("cannot listen on {address} in the workload's namespace"))?;
-            bound.push(TcpListener::from_std(listener)?);
+            bound.push(self.context.cores.listener(core, listener)?);
         }
         Ok(bound)
     }

@@ -11,16 +11,21 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
 use std::sync::{Arc, LazyLock};
 
 /// Sessions that a server remembers, of all its identities; beyond it the oldest is forgotten and costs its client a
 /// full handshake. About 2 KiB each.
 const SERVER_SESSIONS: usize = 4096;
 
-/// The one crypto provider. Its default order of key exchanges puts X25519MLKEM768 first.
+/// The one crypto provider. Its default order of key exchanges puts X25519MLKEM768 first; of the ciphers, the one that
+/// costs least comes first: AES-128 is as far out of reach as AES-256, and takes a quarter less time.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = aws_lc_rs::default_provider();
+        provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+        Arc::new(provider)
+    });
     PROVIDER.clone()
 }
 

@@ -1,4 +1,4 @@
-//! The one thread that changes namespaces.
+//! The threads that change namespaces: one for everything, and those that carry traffic for their own connections.
 
 use super::alias::{self, AliasRange};
 use super::datagram::{self, CaptureSocket};
@@ -9,6 +9,7 @@ use crate::runtime::Level;
 use rustix::fs::fstat;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::Socket;
+use std::cell::OnceCell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -23,6 +24,23 @@ use tokio::sync::{mpsc, oneshot};
 const QUEUE: usize = 256;
 
 type Job = Box<dyn FnOnce(&Home) + Send>;
+
+thread_local! {
+    /// The way back of a thread that enters namespaces by itself.
+    static HOME: OnceCell<Home> = const { OnceCell::new() };
+}
+
+/// Lets the calling thread make sockets of other namespaces by itself, which saves waking another thread for each. Not
+/// for threads that run what they have not been given by this crate: between two calls they are at home.
+///
+/// # Errors
+/// If its own namespace cannot be opened: there would be no way back.
+pub fn enter_from_this_thread() -> io::Result<()> {
+    let home = Home::here()?;
+    // Twice is no harm: a thread has one home.
+    HOME.with(|known| known.set(home)).ok();
+    Ok(())
+}
 
 /// A handle to the thread; it ends when the last handle is gone. Calls made from anywhere are served one by one.
 #[derive(Clone, Debug)]
@@ -180,8 +198,7 @@ impl Namespaces {
     /// # Errors
     /// `AddrInUse` if no port is left for this source.
     pub async fn dial_socket(&self, namespace: &Namespace, source: SocketAddr, mark: u32) -> io::Result<Socket> {
-        let file = namespace.file.clone();
-        self.run(move |home| home.inside(&file, || socket::dial(source, mark))).await
+        self.enter(namespace, move || socket::dial(source, mark)).await
     }
 
     /// As [`Self::dial_socket`], with a port that others may have, too, if they lead elsewhere: which one of those that
@@ -197,8 +214,7 @@ impl Namespaces {
         mark: u32,
         choice: u16,
     ) -> io::Result<Socket> {
-        let file = namespace.file.clone();
-        self.run(move |home| home.inside(&file, || socket::dial_shared(source, mark, choice))).await
+        self.enter(namespace, move || socket::dial_shared(source, mark, choice)).await
     }
 
     /// Makes exactly these ranges of addresses local to the namespace, in place of those that this or an earlier daemon
@@ -257,6 +273,19 @@ impl Namespaces {
         self.run(move |home| home.inside(&file, SocketTable::open)).await
     }
 
+    /// Makes something in a namespace: here, if this thread may enter it.
+    async fn enter<T: Send + 'static>(
+        &self,
+        namespace: &Namespace,
+        make: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        if HOME.with(|home| home.get().is_some()) {
+            return HOME.with(|home| home.get().ok_or_else(dead)?.inside(&namespace.file, make));
+        }
+        let file = namespace.file.clone();
+        self.run(move |home| home.inside(&file, make)).await
+    }
+
     /// Has the thread do something. If the caller goes away meanwhile, the outcome is dropped, sockets and all.
     async fn run<T: Send + 'static>(&self, job: impl FnOnce(&Home) -> io::Result<T> + Send + 'static) -> io::Result<T> {
         let (reply, answer) = oneshot::channel();
@@ -306,17 +335,12 @@ impl Home {
         Ok(Self { file: File::open("/proc/thread-self/ns/net")?, cookie: socket::netns_cookie()? })
     }
 
-    /// Does something in another namespace and comes back.
-    ///
-    /// # Panics
-    /// If there is no way back. The thread, with all calls from then on, ends: sockets would be made in a wrong place.
+    /// Does something in another namespace and comes back, also from a panic. Without a way back the process ends:
+    /// sockets would be made in a wrong place from then on.
     fn inside<T>(&self, namespace: &File, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         enter(namespace)?;
-        let outcome = work();
-        if let Err(error) = enter(&self.file) {
-            panic!("cannot leave a pod's network namespace: {error}");
-        }
-        outcome
+        let _back = Back(&self.file);
+        work()
     }
 
     /// Rules and routes of the machine itself, or of the daemon's own namespace, are not the mesh's to change.
@@ -336,6 +360,18 @@ impl Home {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns to a namespace when dropped.
+struct Back<'a>(&'a File);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = enter(self.0) {
+            tracing::error!(%error, "cannot leave a pod's network namespace");
+            std::process::abort();
+        }
     }
 }
 
@@ -380,5 +416,21 @@ mod tests {
         assert!(tokio::time::timeout(std::time::Duration::from_millis(1), impatient).await.is_err());
         drop(proceed);
         assert_eq!(namespaces.run(|home| Ok(home.cookie)).await.unwrap(), socket::netns_cookie().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_may_enters_by_itself_and_is_back_even_after_a_panic() {
+        let namespaces = Namespaces::spawn().unwrap();
+        let namespace = namespaces.open(Path::new("/proc/self/ns/net")).await.unwrap();
+        let thread = || Ok(std::thread::current().id());
+        let here = std::thread::current().id();
+        assert_ne!(namespaces.enter(&namespace, thread).await.unwrap(), here);
+        enter_from_this_thread().unwrap();
+        assert_eq!(namespaces.enter(&namespace, thread).await.unwrap(), here);
+        let home = Home::here().unwrap();
+        let away =
+            std::panic::AssertUnwindSafe(|| home.inside(&namespace.file, || -> io::Result<()> { panic!("a bug") }));
+        assert!(std::panic::catch_unwind(away).is_err());
+        assert_eq!(socket::netns_cookie().unwrap(), home.cookie);
     }
 }

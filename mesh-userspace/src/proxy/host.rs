@@ -30,9 +30,9 @@ impl HostOutbound {
                 Err(spent) => return self.shed(&app, source, &spent),
             };
             let outbound = self.clone();
-            tracker.spawn(async move {
+            self.context.cores.serve(&tracker, app, |app, seat| async move {
                 outbound.connection(app, source).await;
-                drop(held);
+                drop((held, seat));
             });
         })
         .await;

@@ -16,6 +16,7 @@ use crate::tunnel::{Incoming, Refusal, Server};
 use mesh_common::policy::Arrival;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// The receiving side of the tunnel.
@@ -40,12 +41,20 @@ impl Inbound {
     /// Delivers streams until the server ends.
     pub async fn serve(self, mut server: Server) -> anyhow::Result<()> {
         let inbound = Arc::new(self);
-        while let Some(incoming) = server.accept().await {
-            // Most of it is needed while the stream opens only.
-            let (inbound, incoming) = (inbound.clone(), Box::new(incoming));
-            let tracker = inbound.context.connections.clone();
-            tracker.spawn(async move { inbound.stream(incoming).await });
+        let (cores, mut serving) = (inbound.context.cores.clone(), JoinSet::new());
+        for (core, mut streams) in server.incoming().into_iter().enumerate() {
+            let inbound = inbound.clone();
+            let serve = async move {
+                while let Some(incoming) = streams.recv().await {
+                    // Most of it is needed while the stream opens only.
+                    let (inbound, incoming) = (inbound.clone(), Box::new(incoming));
+                    let tracker = inbound.context.connections.clone();
+                    tracker.spawn(async move { inbound.stream(incoming).await });
+                }
+            };
+            serving.spawn_on(serve, cores.handle(core));
         }
+        serving.join_next().await;
         anyhow::bail!("the tunnel's server ended")
     }
 

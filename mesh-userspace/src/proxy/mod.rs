@@ -40,7 +40,7 @@ pub use session::Edges;
 use crate::dns;
 use crate::engine::Snapshot;
 use crate::model::NodeName;
-use crate::runtime::{Level, Room};
+use crate::runtime::{Cores, Level, Room};
 use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::connections::ConnectionMetrics;
@@ -84,6 +84,8 @@ pub struct Context {
     pub accepts: AcceptFailures,
     /// Looks at the sockets of applications that may be ending.
     pub looks: Room,
+    /// The threads that serve connections.
+    pub cores: Cores,
     /// Every connection's task; drained when the daemon stops.
     pub connections: TaskTracker,
 }

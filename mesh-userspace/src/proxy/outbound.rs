@@ -38,9 +38,10 @@ impl Outbound {
                 Err(spent) => return outbound.shed(&app, source, &spent),
             };
             let outbound = outbound.clone();
-            tracker.spawn(async move {
+            let cores = outbound.context.cores.clone();
+            cores.serve(&tracker, app, |app, seat| async move {
                 outbound.connection(app, source).await;
-                drop(held);
+                drop((held, seat));
             });
         })
         .await;

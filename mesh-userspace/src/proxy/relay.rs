@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::registry::Ticket;
+use crate::tunnel::codec::MAX_PAYLOAD;
 use crate::tunnel::{RecvHalf, ResetCode, SendHalf, Stream};
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
@@ -15,8 +16,9 @@ use tokio::net::TcpStream;
 
 /// First read of a connection; reads grow while they fill the buffer.
 const SMALLEST_READ: usize = 4 * 1024;
-/// Large reads are what makes bulk cheap: fewer wake-ups, full TLS records.
-const LARGEST_READ: usize = 256 * 1024;
+/// Large reads are what makes bulk cheap: fewer wake-ups, full TLS records. Whole frames: a rest would be a record and a
+/// packet of its own.
+const LARGEST_READ: usize = 4 * MAX_PAYLOAD;
 /// A direction lets others have the thread after this much: tokio counts operations, of which 128 large ones take
 /// milliseconds.
 const TURN: usize = 512 * 1024;

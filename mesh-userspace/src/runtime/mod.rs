@@ -1,12 +1,14 @@
-//! Process primitives: readiness, supervised tasks, bounds. A leaf: imports nothing of this crate.
+//! Process primitives: readiness, supervised tasks, the threads that carry traffic, bounds. A leaf: imports nothing of this crate.
 
 mod accept;
+mod cores;
 mod descriptors;
 mod ready;
 mod room;
 mod task;
 
 pub use accept::Acceptor;
+pub use cores::{CoreThreads, Cores, Seat};
 pub use descriptors::{Descriptor, Descriptors};
 pub use ready::{Blocker, Ready};
 pub use room::{Level, Place, Room};

@@ -138,9 +138,12 @@ mod tests {
         };
         macro_rules! event {
             ($($event:tt)*) => {
-                same(|is_own| match is_own {
-                    true => tracing::warn!(target: "access", { $($event)* }, "a \"line\""),
-                    false => tracing::warn!(target: "general", { $($event)* }, "a \"line\""),
+                same(|is_own| {
+                    if is_own {
+                        tracing::warn!(target: "access", { $($event)* }, "a \"line\"");
+                    } else {
+                        tracing::warn!(target: "general", { $($event)* }, "a \"line\"");
+                    }
                 })
             };
         }

@@ -12,7 +12,7 @@ use super::stream::{RecvKind, SendKind};
 use super::{Config, LaneStatus, OpenError, Peer, RecvHalf, SendHalf, Stream, StreamHeader, Transport};
 use crate::identity::Identities;
 use crate::model::{SpiffeId, WorkloadUid};
-use crate::runtime::{Descriptors, Level, Room};
+use crate::runtime::{Cores, Descriptors, Level, Room};
 use crate::telemetry::tunnel::TunnelMetrics;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -31,7 +31,9 @@ struct Pool {
     config: Arc<Config>,
     identities: Identities,
     metrics: Arc<TunnelMetrics>,
-    entries: Mutex<HashMap<Peer, Arc<Entry>>>,
+    /// For each core its own: a stream and its lane are served by one thread.
+    entries: Box<[Mutex<HashMap<Peer, Arc<Entry>>>]>,
+    cores: Cores,
     handshakes: Room,
     descriptors: Descriptors,
     /// Streams that found no shared lane to their peer, and ones that got no lane of their own, for there were as many as may be.
@@ -40,10 +42,11 @@ struct Pool {
     lane_ended: Notify,
 }
 
-/// The lanes to one peer.
+/// The lanes of one core to one peer.
 #[derive(Debug)]
 struct Entry {
     peer: Peer,
+    core: usize,
     lanes: Mutex<PeerLanes>,
     /// Held while a shared lane is dialled; keeps the last failure for those who waited.
     dialling: tokio::sync::Mutex<Option<OpenError>>,
@@ -80,13 +83,15 @@ impl Lanes {
         identities: Identities,
         metrics: Arc<TunnelMetrics>,
         descriptors: Descriptors,
+        cores: Cores,
     ) -> Self {
         let handshakes = Room::new("tunnel_outbound_handshakes_lanes", config.max_handshakes);
         Self(Arc::new(Pool {
             config,
             identities,
             metrics,
-            entries: Mutex::default(),
+            entries: (0..cores.count()).map(|_| Mutex::default()).collect(),
+            cores,
             handshakes,
             descriptors,
             no_lane: Default::default(),
@@ -105,13 +110,15 @@ impl Lanes {
 
     fn forget_where(&self, is_gone: impl Fn(&Peer) -> bool) {
         let mut forgotten = Vec::new();
-        self.0.lock().retain(|peer, entry| {
-            let is_kept = !is_gone(peer);
-            if !is_kept {
-                forgotten.push(Arc::clone(entry));
-            }
-            is_kept
-        });
+        for core in 0..self.0.cores.count() {
+            self.0.lock(core).retain(|peer, entry| {
+                let is_kept = !is_gone(peer);
+                if !is_kept {
+                    forgotten.push(Arc::clone(entry));
+                }
+                is_kept
+            });
+        }
         for entry in forgotten {
             entry.lock().is_forgotten = true;
             entry.close_all();
@@ -119,11 +126,10 @@ impl Lanes {
     }
 
     pub(super) fn status(&self) -> Vec<LaneStatus> {
-        let entries: Vec<_> = self.0.lock().values().cloned().collect();
-        entries.iter().flat_map(|entry| entry.status()).collect()
+        self.0.entries().iter().flat_map(|entry| entry.status()).collect()
     }
 
-    /// Of the lanes to one peer those of the peer that has most.
+    /// Of the lanes of one core to one peer those of the core and the peer that have most.
     pub(super) fn levels(&self) -> Vec<Level> {
         let (mut shared, mut exclusive) = (0, 0);
         self.0.each_entry(|entry| {
@@ -133,8 +139,8 @@ impl Lanes {
         });
         let config = &self.0.config;
         let per_peer = [
-            ("tunnel_shared_lanes_per_peer", shared, config.max_shared_lanes),
-            ("tunnel_exclusive_lanes_per_peer", exclusive, config.max_exclusive_lanes),
+            ("tunnel_shared_lanes_per_peer", shared, self.0.share(config.max_shared_lanes)),
+            ("tunnel_exclusive_lanes_per_peer", exclusive, self.0.share(config.max_exclusive_lanes)),
         ];
         let levels = per_peer.into_iter().zip(&self.0.no_lane).map(|((bound, used, capacity), hits)| Level {
             bound,
@@ -150,7 +156,7 @@ impl Lanes {
         self.0.each_entry(|entry| entry.each_lane(Lane::go_away));
         loop {
             let ended = self.0.lane_ended.notified();
-            if self.0.lock().is_empty() {
+            if self.0.entries().is_empty() {
                 return;
             }
             if tokio::time::timeout_at(deadline, ended).await.is_err() {
@@ -162,22 +168,32 @@ impl Lanes {
 }
 
 impl Pool {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, Arc<Entry>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, core: usize) -> MutexGuard<'_, HashMap<Peer, Arc<Entry>>> {
+        self.entries[core].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entries(&self) -> Vec<Arc<Entry>> {
+        (0..self.cores.count()).flat_map(|core| self.lock(core).values().cloned().collect::<Vec<_>>()).collect()
     }
 
     fn each_entry(&self, act: impl FnMut(&Entry)) {
-        let entries: Vec<_> = self.lock().values().cloned().collect();
-        entries.iter().map(AsRef::as_ref).for_each(act);
+        self.entries().iter().map(AsRef::as_ref).for_each(act);
+    }
+
+    /// A core's share of what there may be to one peer.
+    fn share(&self, bound: usize) -> usize {
+        bound.div_ceil(self.cores.count())
     }
 
     fn entry(&self, peer: &Peer) -> Arc<Entry> {
-        let mut entries = self.lock();
+        let core = self.cores.here();
+        let mut entries = self.lock(core);
         if let Some(entry) = entries.get(peer) {
             return Arc::clone(entry);
         }
         let entry = Arc::new(Entry {
             peer: peer.clone(),
+            core,
             lanes: Mutex::default(),
             dialling: tokio::sync::Mutex::new(None),
             dials: AtomicU64::new(0),
@@ -226,7 +242,7 @@ impl Pool {
             // Someone dialled while this one waited; dialling again would only multiply the wait.
             return Err(copy(error));
         }
-        if entry.lock().shared.len() >= self.config.max_shared_lanes {
+        if entry.lock().shared.len() >= self.share(self.config.max_shared_lanes) {
             self.no_lane[0].fetch_add(1, Ordering::Relaxed);
             return Err(OpenError::Bound("shared lanes"));
         }
@@ -294,7 +310,7 @@ impl Pool {
     }
 
     fn remove_if_unused(&self, entry: &Arc<Entry>) {
-        let mut entries = self.lock();
+        let mut entries = self.lock(entry.core);
         let is_empty = {
             let lanes = entry.lock();
             lanes.shared.is_empty() && lanes.exclusive.is_empty() && lanes.coming == 0

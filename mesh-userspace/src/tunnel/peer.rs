@@ -5,7 +5,7 @@ use super::quic::Quic;
 use super::{Config, DatagramFlow, OpenError, Sink, Stream, StreamHeader};
 use crate::identity::Identities;
 use crate::model::{NodeName, SpiffeId, TransportChoice, WorkloadUid};
-use crate::runtime::{Descriptors, Level};
+use crate::runtime::{Cores, Descriptors, Level};
 use crate::telemetry::tunnel::TunnelMetrics;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -75,10 +75,16 @@ pub struct Tunnel {
 impl Tunnel {
     /// Must be called inside a tokio runtime.
     #[must_use]
-    pub fn new(config: Config, identities: Identities, metrics: Arc<TunnelMetrics>, descriptors: Descriptors) -> Self {
+    pub fn new(
+        config: Config,
+        identities: Identities,
+        metrics: Arc<TunnelMetrics>,
+        descriptors: Descriptors,
+        cores: Cores,
+    ) -> Self {
         let config = Arc::new(config);
         let patience = config.connect_timeout;
-        let lanes = Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics), descriptors);
+        let lanes = Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics), descriptors, cores);
         Self { lanes, quic: Quic::new(config, identities.clone(), metrics), identities, patience }
     }
 

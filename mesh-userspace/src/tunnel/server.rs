@@ -9,7 +9,7 @@ use super::stream::{RecvKind, SendKind};
 use super::{Config, DatagramFlow, RecvHalf, Refusal, SendHalf, Sink, Stream, StreamHeader, TlsSession};
 use crate::identity::Identities;
 use crate::model::SpiffeId;
-use crate::runtime::{Acceptor, Descriptor, Descriptors, Level, Place, Room};
+use crate::runtime::{Acceptor, Cores, Descriptor, Descriptors, Level, Place, Room, Seat};
 use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::codec::LaneToken;
@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -33,7 +32,8 @@ const DESCRIPTOR_LIMIT: &str = "descriptor_limit";
 /// Takes streams of other nodes. Dropping it closes everything.
 #[derive(Debug)]
 pub struct Server {
-    incoming: mpsc::Receiver<Incoming>,
+    /// One for each core.
+    incoming: Vec<mpsc::Receiver<Incoming>>,
     addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     /// Ends the accept loops, and the lanes if they are still there.
@@ -46,7 +46,9 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) identities: Identities,
     pub(super) metrics: Arc<TunnelMetrics>,
-    pub(super) incoming: mpsc::Sender<Incoming>,
+    /// One for each core: a stream stays with the thread of its lane.
+    incoming: Box<[mpsc::Sender<Incoming>]>,
+    pub(super) cores: Cores,
     /// One place per connection, handshakes included.
     connections: Room,
     handshakes: Room,
@@ -104,15 +106,18 @@ impl Server {
         metrics: Arc<TunnelMetrics>,
         descriptors: Descriptors,
         accepts: AcceptFailures,
+        cores: Cores,
     ) -> io::Result<Self> {
-        let (sender, incoming) = mpsc::channel(config.max_pending);
+        let share = config.max_pending.div_ceil(cores.count());
+        let (senders, incoming): (Vec<_>, Vec<_>) = (0..cores.count()).map(|_| mpsc::channel(share)).unzip();
         let closing = CancellationToken::new();
         // Who has not proven anything yet can take the lanes' share of the descriptors at most.
         let handshakes = config.max_pending_handshakes.min(descriptors.lanes_share().max(1));
         let shared = Arc::new(Shared {
             identities,
             metrics,
-            incoming: sender,
+            incoming: senders.into(),
+            cores,
             connections: Room::new("tunnel_inbound_connections", config.max_server_lanes),
             handshakes: Room::new("tunnel_inbound_handshakes", handshakes),
             not_offered: Arc::default(),
@@ -145,47 +150,32 @@ impl Server {
     pub fn levels(&self) -> impl Fn() -> Vec<Level> + Send + Sync + 'static {
         let rooms = [self.shared.connections.clone(), self.shared.handshakes.clone()];
         // The queue ends with the server, whoever still asks.
-        let (queue, not_offered) = (self.shared.incoming.downgrade(), Arc::clone(&self.shared.not_offered));
+        let queues: Vec<_> = self.shared.incoming.iter().map(mpsc::Sender::downgrade).collect();
+        let not_offered = Arc::clone(&self.shared.not_offered);
         move || {
-            let pending = queue.upgrade().map(|queue| Level {
+            let queues = queues.iter().filter_map(mpsc::WeakSender::upgrade);
+            let (used, capacity) = queues.fold((0, 0), |(used, capacity), queue| {
+                (used + queue.max_capacity() - queue.capacity(), capacity + queue.max_capacity())
+            });
+            let pending = (capacity > 0).then(|| Level {
                 bound: "tunnel_pending_streams",
-                used: (queue.max_capacity() - queue.capacity()) as u64,
-                capacity: queue.max_capacity() as u64,
+                used: used as u64,
+                capacity: capacity as u64,
                 hits: not_offered.load(Relaxed),
             });
             rooms.iter().map(Room::level).chain(pending).collect()
         }
     }
 
-    /// The next stream; `None` never comes while the server lives.
-    pub async fn accept(&mut self) -> Option<Incoming> {
-        self.incoming.recv().await
-    }
-
-    /// Takes no new connections or streams, tells the other nodes so, waits for the streams that exist, and closes
-    /// everything at the deadline.
-    pub async fn drain(mut self, deadline: Instant) {
-        self.shared.draining.cancel();
-        self.incoming.close();
-        while let Some(incoming) = self.incoming.recv().await {
-            incoming.refuse(Refusal::Draining);
-        }
-        for lane in self.shared.live_lanes() {
-            lane.go_away();
-        }
-        self.shared.tasks.close();
-        // At the deadline the guard closes what is left.
-        let _ = tokio::time::timeout_at(deadline, self.shared.tasks.wait()).await;
+    /// Where the streams of each core arrive, once; nothing more comes out of one when the server is gone.
+    pub fn incoming(&mut self) -> Vec<mpsc::Receiver<Incoming>> {
+        std::mem::take(&mut self.incoming)
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<LaneToken, Known>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn live_lanes(&self) -> Vec<Arc<Lane>> {
-        self.lock().values().filter_map(|known| known.lane.upgrade()).collect()
     }
 
     /// Places for a connection and its handshake, if there are any.
@@ -195,7 +185,7 @@ impl Shared {
 
     /// Hands a stream to whoever accepts; refuses it if too many wait.
     pub(super) fn offer(&self, incoming: Incoming) {
-        match self.incoming.try_send(incoming) {
+        match self.incoming[self.cores.here()].try_send(incoming) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(incoming)) => {
                 self.not_offered.fetch_add(1, Relaxed);
@@ -339,12 +329,11 @@ async fn accept_lanes(shared: Arc<Shared>, listener: TcpListener) {
             shared.metrics.handshake_failed(LANES, "server", Refusal::Overloaded.reason());
             continue;
         };
-        let held = (descriptor, connection);
-        let task = {
-            let shared = Arc::clone(&shared);
-            async move { serve_lane(&shared, socket, node, handshake, held).await }
-        };
-        shared.tasks.spawn(task);
+        let task_shared = Arc::clone(&shared);
+        shared.cores.serve(&shared.tasks, socket, |socket, seat| async move {
+            let held = (descriptor, connection, seat);
+            serve_lane(&task_shared, socket, node, handshake, held).await;
+        });
     }
 }
 
@@ -353,7 +342,7 @@ async fn serve_lane(
     socket: TcpStream,
     node: SocketAddr,
     handshake: Place,
-    _held: (Descriptor, Place),
+    _held: (Descriptor, Place, Seat),
 ) {
     let accepting = accept(&shared.identities, socket, shared.config.handshake_timeout);
     let accepted = tokio::select! {

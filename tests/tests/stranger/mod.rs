@@ -6,7 +6,7 @@ use mesh_tests::cluster::{Cluster, TRUST_DOMAIN};
 use mesh_tests::daemon::TUNNEL_PORT;
 use mesh_userspace::identity::Identities;
 use mesh_userspace::model::{NodeName, SpiffeId, TransportChoice, TrustDomain, WorkloadUid};
-use mesh_userspace::runtime::Descriptors;
+use mesh_userspace::runtime::{Cores, Descriptors};
 use mesh_userspace::telemetry::tunnel::TunnelMetrics;
 use mesh_userspace::tunnel::{Config, OpenError, Peer, Stream, StreamHeader, Tunnel};
 use std::net::SocketAddr;
@@ -59,7 +59,8 @@ impl Stranger<'_> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let metrics = Arc::new(TunnelMetrics::default());
-                let tunnel = Tunnel::new(Config::default(), identities, metrics, Descriptors::new(1_024));
+                let tunnel =
+                    Tunnel::new(Config::default(), identities, metrics, Descriptors::new(1_024), Cores::current());
                 judge(tunnel.open(self.transport, &peer, header).await)
             })
         })?

@@ -9,10 +9,10 @@ use rustls::Connection;
 use std::io::{self, BufRead as _, IoSlice, Write};
 use tokio::net::tcp::OwnedWriteHalf;
 
-/// Plaintext per write: four records.
-const BATCH: usize = 64 * 1024;
+/// Plaintext per write: sixteen records, as much as a relay reads at once.
+const BATCH: usize = 256 * 1024;
 /// Batches written before others get the lane's lock; the driver goes on.
-const BATCHES: usize = 8;
+const BATCHES: usize = 2;
 
 /// A TLS session and the socket's writing half.
 pub(in crate::tunnel) struct Tls {

@@ -44,7 +44,7 @@ impl Pool {
             if let Some(leg) = lanes.exclusive.iter().find_map(attach) {
                 return Some(leg);
             }
-            if lanes.exclusive.len() + lanes.coming >= self.config.max_exclusive_lanes {
+            if lanes.exclusive.len() + lanes.coming >= self.share(self.config.max_exclusive_lanes) {
                 return None;
             }
             lanes.coming += 1;
@@ -136,7 +136,7 @@ impl Pool {
         }
         // While this side's own certificate is what ends and there is no newer one, dialling is no use.
         if self.identities.expiry_of(&entry.peer.source).is_none_or(|own| own <= not_after)
-            || entry.lock().shared.len() >= self.config.max_shared_lanes
+            || entry.lock().shared.len() >= self.share(self.config.max_shared_lanes)
         {
             return None;
         }

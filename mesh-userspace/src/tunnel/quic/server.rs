@@ -7,7 +7,7 @@ use super::pooled::peer_end;
 use super::{CLOSED, OPENED, QUIC, code, enlarge, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
-use crate::runtime::Place;
+use crate::runtime::{Place, Seat};
 use crate::telemetry::tunnel::TunnelBytes;
 use crate::tunnel::codec::MAX_HEADER;
 use crate::tunnel::lane::{EXPIRED, SHARED};
@@ -124,11 +124,13 @@ async fn accept_connections(shared: Arc<Shared>, endpoint: Endpoint, mut configs
         let accepted = configs
             .for_tls(shared.identities.server_config())
             .map_err(PeerRefusal::reason)
-            .and_then(|config| incoming.accept_with(config).map_err(|error| closed_reason(&error)));
+            .map(|config| (incoming, config));
         match accepted {
-            Ok(connecting) => {
-                let task = serve_connection(Arc::clone(&shared), connecting, handshake, connection);
-                shared.tasks.spawn(task);
+            Ok(accepted) => {
+                let task_shared = Arc::clone(&shared);
+                shared.cores.spawn(&shared.tasks, |seat| {
+                    serve_connection(task_shared, accepted, handshake, (connection, seat))
+                });
             }
             Err(reason) => shared.metrics.handshake_failed(QUIC, "server", reason),
         }
@@ -141,8 +143,18 @@ async fn accept_connections(shared: Arc<Shared>, endpoint: Endpoint, mut configs
     let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
 }
 
-async fn serve_connection(shared: Arc<Shared>, connecting: quinn::Connecting, handshake: Place, _connection: Place) {
+async fn serve_connection(
+    shared: Arc<Shared>,
+    (incoming, config): (quinn::Incoming, Arc<quinn::ServerConfig>),
+    handshake: Place,
+    _held: (Place, Seat),
+) {
     let failed = |reason| shared.metrics.handshake_failed(QUIC, "server", reason);
+    // Here, because quinn serves a connection where it was accepted.
+    let connecting = match incoming.accept_with(config) {
+        Ok(connecting) => connecting,
+        Err(error) => return failed(closed_reason(&error)),
+    };
     let connection = match timeout(shared.config.handshake_timeout, connecting).await {
         Err(_) => return failed("timeout"),
         Ok(Err(error)) => {

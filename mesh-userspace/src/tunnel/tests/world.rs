@@ -3,7 +3,7 @@
 use crate::ca::{Authority, Validity, init};
 use crate::identity::Identities;
 use crate::model::{NodeName, SpiffeId, TransportChoice, TrustDomain, WorkloadUid};
-use crate::runtime::Descriptors;
+use crate::runtime::{Cores, Descriptors};
 use crate::telemetry::bounds::AcceptFailures;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::{
@@ -109,11 +109,13 @@ impl World {
         let mut registry = Registry::default();
         let metrics = Arc::new(TunnelMetrics::register(&mut registry));
         let accepts = AcceptFailures::default();
-        let server = Server::bind(config.clone(), server, Arc::clone(&metrics), server_descriptors, accepts).unwrap();
+        let server =
+            Server::bind(config.clone(), server, Arc::clone(&metrics), server_descriptors, accepts, Cores::current())
+                .unwrap();
         let address = server.addresses()[0];
         let wake = Arc::new(Notify::new());
         let server = tokio::spawn(applications(server, Arc::clone(&wake)));
-        let tunnel = Arc::new(Tunnel::new(config, client, metrics, client_descriptors));
+        let tunnel = Arc::new(Tunnel::new(config, client, metrics, client_descriptors, Cores::current()));
         Self { tunnel, peer: peer(address), choice, wake, registry, server }
     }
 
@@ -215,7 +217,8 @@ pub(super) async fn read_all(recv: &mut RecvHalf) -> Vec<u8> {
 }
 
 async fn applications(mut server: Server, wake: Arc<Notify>) {
-    while let Some(incoming) = server.accept().await {
+    let mut streams = server.incoming().remove(0);
+    while let Some(incoming) = streams.recv().await {
         tokio::spawn(application(incoming, Arc::clone(&wake)));
     }
 }
