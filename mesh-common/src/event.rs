@@ -137,6 +137,14 @@ pub const fn has_room_for_verdict(queued: u64) -> bool {
     queued < crate::maps::EVENTS_BYTES as u64 / 2
 }
 
+/// Whether so much is queued in `EVENTS` that its reader is to be woken, although it knows of records and lets them
+/// gather for a while: so that verdicts do not find the room spent that is theirs.
+#[inline(always)]
+#[must_use]
+pub const fn is_crowded(queued: u64) -> bool {
+    queued >= crate::maps::EVENTS_BYTES as u64 / 8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,6 +174,14 @@ mod tests {
         assert_ne!(size_of::<CloseRecord>(), size_of::<VerdictRecord>());
         assert_ne!(size_of::<CloseRecord>(), size_of::<FlowRecord>());
         assert_ne!(size_of::<VerdictRecord>(), size_of::<FlowRecord>());
+    }
+
+    #[test]
+    fn the_reader_is_called_before_a_verdict_finds_no_room() {
+        assert!(!is_crowded(0) && is_crowded(u64::from(EVENTS_BYTES)));
+        let called_at = (0..u64::from(EVENTS_BYTES)).find(|queued| is_crowded(*queued)).unwrap();
+        // What is written until the reader comes.
+        assert!(has_room_for_verdict(called_at + u64::from(EVENTS_BYTES) / 4));
     }
 
     #[test]

@@ -149,8 +149,9 @@ pub(crate) fn served(ctx: &SockOpsContext, old: u32) -> Result<Option<Outcome>, 
     ))
 }
 
+/// What comes of having told something, or not.
 #[inline(always)]
-fn told(is_told: bool) -> Result<Option<Outcome>, Outcome> {
+pub(crate) fn told(is_told: bool) -> Result<Option<Outcome>, Outcome> {
     if is_told { Ok(Some(Outcome::EventEmitted)) } else { Err(Outcome::EventLost) }
 }
 

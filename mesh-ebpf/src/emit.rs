@@ -1,9 +1,9 @@
 //! What programs leave behind: counted outcomes, the errno of a refused connect, debug logs.
 
 use crate::maps::{EVENTS, OUTCOMES};
-use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP};
 use aya_ebpf::helpers::bpf_set_retval;
-use mesh_common::event::{self, FlowRecord, VerdictRecord};
+use mesh_common::event::{self, CloseRecord, FlowRecord, VerdictRecord};
 use mesh_common::outcome::Outcome;
 
 /// Counts an outcome on this CPU.
@@ -27,8 +27,8 @@ pub(crate) fn set_errno(errno: i32) {
 /// Reports a verdict, unless the ring buffer's room is left to close records; then it is counted.
 #[inline(always)]
 pub(crate) fn verdict(record: &VerdictRecord) {
-    let queued = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
-    if !event::has_room_for_verdict(queued) || EVENTS.output::<VerdictRecord>(record, 0).is_err() {
+    let queued = queued();
+    if !event::has_room_for_verdict(queued) || EVENTS.output::<VerdictRecord>(record, calling(queued)).is_err() {
         count(Outcome::VerdictLost);
     }
 }
@@ -37,15 +37,40 @@ pub(crate) fn verdict(record: &VerdictRecord) {
 /// could not.
 #[inline(always)]
 pub(crate) fn flow(record: impl FnOnce() -> FlowRecord, is_end: bool) -> bool {
-    if !is_end && !event::has_room_for_verdict(EVENTS.query(u64::from(BPF_RB_AVAIL_DATA))) {
+    let queued = queued();
+    if !is_end && !event::has_room_for_verdict(queued) {
         return false;
     }
     let Some(mut entry) = EVENTS.reserve::<FlowRecord>(0) else {
         return false;
     };
     entry.write(record());
-    entry.submit(0);
+    entry.submit(calling(queued));
     true
+}
+
+/// Tells of a captured connection's end. `false`: it could not.
+#[inline(always)]
+pub(crate) fn closed(record: impl FnOnce() -> CloseRecord) -> bool {
+    let queued = queued();
+    let Some(mut entry) = EVENTS.reserve::<CloseRecord>(0) else {
+        return false;
+    };
+    entry.write(record());
+    entry.submit(calling(queued));
+    true
+}
+
+/// Bytes that the daemon has not read.
+#[inline(always)]
+fn queued() -> u64 {
+    EVENTS.query(u64::from(BPF_RB_AVAIL_DATA))
+}
+
+/// With 0 the kernel wakes the daemon only for a record before which it has read all.
+#[inline(always)]
+fn calling(queued: u64) -> u64 {
+    if event::is_crowded(queued) { u64::from(BPF_RB_FORCE_WAKEUP) } else { 0 }
 }
 
 /// Logs a decision, in objects built with `cargo xtask build-ebpf --log`.

@@ -1,7 +1,7 @@
 //! sock_ops: hands a captured connection's original destination to the daemon, and reports the connection's end.
 
-use crate::maps::{self, EVENTS, ORIG, TUPLES};
-use crate::{carried, context};
+use crate::maps::{self, ORIG, TUPLES};
+use crate::{carried, context, emit};
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
@@ -79,12 +79,7 @@ fn state_changed(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
     if let Some(announcement) = announcement(ctx, &original) {
         maps::retract(&announcement);
     }
-    let Some(mut entry) = EVENTS.reserve::<CloseRecord>(0) else {
-        return Err(Outcome::EventLost);
-    };
-    entry.write(close_record(ctx, &original));
-    entry.submit(0);
-    Ok(Some(Outcome::EventEmitted))
+    carried::told(emit::closed(|| close_record(ctx, &original)))
 }
 
 #[inline(always)]

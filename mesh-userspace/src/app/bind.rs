@@ -6,7 +6,9 @@ use crate::control::file::FileSource;
 use crate::datapath::Datapath;
 use crate::engine::FITTED;
 use crate::netns::Namespaces;
-use crate::proxy::{Balancers, Budget, Carried, Context, Datagrams, EndpointHealth, LocalWorkloads, Registry, Reports};
+use crate::proxy::{
+    Balancers, Budget, Carried, Context, Datagrams, Edges, EndpointHealth, LocalWorkloads, Registry, Reports,
+};
 use crate::runtime::{Cores, Room};
 use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
@@ -88,6 +90,7 @@ impl App {
             tunnel_port: config.tunnel_port,
             connect_timeout: config.tunnel.connect_timeout,
             metrics: metrics.connections().clone(),
+            edges: Edges::default(),
             live: LiveConnections::default(),
             balancers,
             balance: BalanceMetrics::register(metrics.registry(), sums),

@@ -4,11 +4,12 @@ use super::host::OwnPorts;
 use super::reconcile::{Reconciler, Report, Unfit};
 use super::workloads::Workloads;
 use super::{App, ca, sources};
-use crate::datapath::{Admissions, Datapath, Event, monotonic_nanoseconds};
+use crate::datapath::{Admissions, Datapath, Event, Events, monotonic_nanoseconds};
 use crate::engine::Engine;
 use crate::identity::Identities;
 use crate::proxy::{Context, Dialler, HealthChecks, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
+use crate::telemetry::flows::FlowMetrics;
 use anyhow::{Context as _, Result, anyhow, bail};
 use mesh_common::event::FlowRecord;
 use std::collections::BTreeSet;
@@ -25,6 +26,8 @@ const BEATS_PER_TIMEOUT: u32 = 5;
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Every how many of these times what the kernel carries is listed, to find connections whose end was never told.
 const LOOKS_PER_LISTING: u32 = 60;
+/// Others have the thread after so many records of the kernel.
+const RECORDS_PER_TURN: usize = 64;
 /// How often idle metric series are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -155,32 +158,31 @@ impl App {
                 heartbeat.beat().context("cannot write the heartbeat")?;
             }
         });
-        let (mut events, flows, context) = (self.datapath.events()?, self.flows.clone(), self.context.clone());
+        let mut books =
+            Books { events: self.datapath.events()?, flows: self.flows.clone(), context: self.context.clone() };
         let admissions = self.datapath.admissions();
         tasks.spawn("events", async move {
             let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
             let mut looks = 0_u32;
             loop {
-                let event = tokio::select! {
-                    event = events.next() => event.context("cannot read the event buffer")?,
+                tokio::select! {
+                    written = books.events.wait() => written.context("cannot read the event buffer")?,
                     _ = upkeep.tick() => {
-                        context.carried.expire(Instant::now());
+                        books.context.carried.expire(Instant::now());
                         looks = looks.wrapping_add(1);
                         if looks.is_multiple_of(LOOKS_PER_LISTING) {
-                            forget_lost(&context, &admissions);
+                            forget_lost(&books.context, &admissions);
                         }
                         continue;
                     }
-                };
-                match event {
-                    Event::Flow(record) => {
-                        if !record.has(FlowRecord::OPENED) && !record.has(FlowRecord::BY_DESTINATION) {
-                            flows.closed(record.srtt_us(), record.retransmits());
-                        }
-                        context.kernel_carried(&record);
+                }
+                let mut taken = 0_usize;
+                while let Some(event) = books.events.take() {
+                    books.enter(event);
+                    taken += 1;
+                    if taken.is_multiple_of(RECORDS_PER_TURN) {
+                        tokio::task::yield_now().await;
                     }
-                    Event::Closed(record) => flows.closed(record.srtt_us(), record.retransmits()),
-                    Event::Verdict(record) => context.kernel_decided(&record, SystemTime::now()),
                 }
             }
         });
@@ -266,6 +268,37 @@ impl Running {
             Some(datapath) => datapath.unload().context("cannot remove what the daemon made in the kernel"),
             // Its drop has happened in the reconciler; the pins that stay are adopted by the next start.
             None => Ok(()),
+        }
+    }
+}
+
+/// Where what the kernel tells is entered.
+struct Books {
+    events: Events,
+    flows: FlowMetrics,
+    context: Arc<Context>,
+}
+
+impl Books {
+    fn enter(&self, event: Event) {
+        match event {
+            Event::Flow(record) => {
+                if !record.has(FlowRecord::OPENED) && !record.has(FlowRecord::BY_DESTINATION) {
+                    self.flows.closed(record.srtt_us(), record.retransmits());
+                }
+                self.context.kernel_carried(&record);
+            }
+            Event::Closed(record) => self.flows.closed(record.srtt_us(), record.retransmits()),
+            Event::Verdict(record) => self.context.kernel_decided(&record, SystemTime::now()),
+        }
+    }
+}
+
+impl Drop for Books {
+    /// What was told to the last is not lost because it was still gathering.
+    fn drop(&mut self) {
+        while let Some(event) = self.events.take() {
+            self.enter(event);
         }
     }
 }

@@ -5,8 +5,10 @@ use aya::maps::{MapData, RingBuf};
 use mesh_common::event::{CloseRecord, FlowRecord, VerdictRecord};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
 
 /// What the programs report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,32 +32,48 @@ impl Event {
 
 /// Records of the programs, as the kernel writes them. Bounded by the ring buffer: what is not read in time is lost and
 /// counted (`Outcome::EventLost`, `Outcome::VerdictLost`).
-pub struct Events(AsyncFd<RingBuf<MapData>>);
+pub struct Events {
+    ring: AsyncFd<RingBuf<MapData>>,
+    /// When records that wait are to be taken.
+    due: Option<Instant>,
+}
+
+/// How long records gather. The kernel wakes the reader for a record before which all were taken, and for none of those
+/// that follow until that one is taken, too: what comes within this time is one wake-up. Where it would become too much
+/// (`event::is_crowded`), the programs wake the reader all the same.
+const GATHERING: Duration = Duration::from_millis(25);
 
 impl Events {
     pub(super) fn new(ring: RingBuf<MapData>) -> anyhow::Result<Self> {
-        Ok(Self(readable(ring).context("cannot wait for the kernel's events")?))
+        Ok(Self { ring: readable(ring).context("cannot wait for the kernel's events")?, due: None })
     }
 
-    /// The next record; waits for one. Cancel safe.
+    /// Waits until there are records, and then for those that follow shortly. They are all to be taken before the next
+    /// wait: of what is left nobody would be told. Cancel safe.
     ///
     /// # Errors
     ///
     /// The runtime's, when it shuts down.
-    pub async fn next(&mut self) -> io::Result<Event> {
-        loop {
-            // Before waiting: readiness is edge-triggered.
-            if let Some(record) = self.take() {
-                return Ok(record);
+    pub async fn wait(&mut self) -> io::Result<()> {
+        let due = match self.due {
+            Some(due) => due,
+            None => {
+                // Readiness is edge-triggered: a record written after this makes it ready again.
+                self.ring.readable_mut().await?.clear_ready();
+                *self.due.insert(Instant::now() + GATHERING)
             }
-            let mut ready = self.0.readable_mut().await?;
-            // A record written after this look makes it ready again.
-            ready.clear_ready();
+        };
+        tokio::select! {
+            () = sleep_until(due) => {}
+            crowded = self.ring.readable_mut() => crowded?.clear_ready(),
         }
+        self.due = None;
+        Ok(())
     }
 
-    fn take(&mut self) -> Option<Event> {
-        while let Some(item) = self.0.get_mut().next() {
+    /// The next record, if there is one.
+    pub fn take(&mut self) -> Option<Event> {
+        while let Some(item) = self.ring.get_mut().next() {
             match Event::parse(&item) {
                 Some(record) => return Some(record),
                 None => tracing::warn!(bytes = item.len(), "a kernel event of unknown shape is ignored"),

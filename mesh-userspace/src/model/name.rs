@@ -1,5 +1,6 @@
 //! Names of objects and nodes: DNS labels, as in Kubernetes.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -32,11 +33,13 @@ fn check(name: &str) -> Result<(), InvalidName> {
     Ok(())
 }
 
-/// A namespaced object's name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A namespaced object's name. Cheap to clone, and so is its text.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ObjectName {
-    namespace: Arc<str>,
-    name: Arc<str>,
+    /// `namespace/name`.
+    text: Arc<str>,
+    /// Length of the namespace.
+    namespace: usize,
 }
 
 impl ObjectName {
@@ -45,23 +48,42 @@ impl ObjectName {
     pub fn parse(namespace: &str, name: &str) -> Result<Self, InvalidName> {
         check(namespace)?;
         check(name)?;
-        Ok(Self { namespace: namespace.into(), name: name.into() })
+        Ok(Self { text: format!("{namespace}/{name}").into(), namespace: namespace.len() })
     }
 
     #[must_use]
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.text[..self.namespace]
     }
 
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.text[self.namespace + 1..]
+    }
+
+    /// `namespace/name`.
+    #[must_use]
+    pub fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+}
+
+impl Ord for ObjectName {
+    /// By namespace, then by name: `/` sorts after `-` and `.`, so the text alone would mix namespaces.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.namespace(), self.name()).cmp(&(other.namespace(), other.name()))
+    }
+}
+
+impl PartialOrd for ObjectName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        f.write_str(&self.text)
     }
 }
 
@@ -87,6 +109,11 @@ impl NodeName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    #[must_use]
+    pub fn text(&self) -> &Arc<str> {
+        &self.0
+    }
 }
 
 impl fmt::Display for NodeName {
@@ -104,6 +131,17 @@ impl fmt::Debug for NodeName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_has_two_parts_and_sorts_by_the_first() {
+        let name = |namespace, name| ObjectName::parse(namespace, name).unwrap();
+        let cart = name("shop.eu", "cart-1");
+        assert_eq!((cart.namespace(), cart.name(), &**cart.text()), ("shop.eu", "cart-1", "shop.eu/cart-1"));
+        assert_eq!(cart.to_string(), "shop.eu/cart-1");
+        let mut names = [name("a-b", "x"), name("a", "z"), name("a.c", "x"), name("a", "b")];
+        names.sort();
+        assert_eq!(names.map(|name| name.to_string()), ["a/b", "a/z", "a-b/x", "a.c/x"]);
+    }
 
     #[test]
     fn names_follow_rfc_1123() {

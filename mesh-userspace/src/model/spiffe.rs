@@ -95,6 +95,11 @@ impl SpiffeId {
     }
 
     #[must_use]
+    pub fn text(&self) -> &Arc<str> {
+        &self.uri
+    }
+
+    #[must_use]
     pub fn trust_domain(&self) -> &str {
         &self.uri[SCHEME.len()..SCHEME.len() + self.trust_domain]
     }

@@ -172,7 +172,7 @@ impl Context {
         let session = |reporter| {
             let edge = Edge { protocol: Protocol::Tcp, reporter, source: beginning.caller, destination, service };
             let session = Session::begin_since(self, &edge, Security::Kernel, source, beginning.destination, since);
-            session.routed(backend, self.node.as_str());
+            session.routed(backend, &self.node);
             session.carried_by_kernel();
             if let Some(ruling) = &ruling {
                 session.ruled(ruling);

@@ -35,6 +35,7 @@ pub use outbound::Outbound;
 pub use plaintext::PlaintextSweep;
 pub use registry::{Cut, Registry};
 pub use report::Reports;
+pub use session::Edges;
 
 use crate::dns;
 use crate::engine::Snapshot;
@@ -61,6 +62,8 @@ pub struct Context {
     /// Bound on reaching an application or the other node.
     pub connect_timeout: Duration,
     pub metrics: ConnectionMetrics,
+    /// Its edges that were asked for lately.
+    pub edges: Edges,
     pub live: LiveConnections,
     /// Which endpoints connections go to.
     pub balancers: Balancers,

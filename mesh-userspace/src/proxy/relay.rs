@@ -89,11 +89,11 @@ pub(super) async fn relay(
     idle_timeout: Option<Duration>,
 ) -> Result<(), Failure> {
     let (mut send, mut recv) = stream.split();
-    let both = async {
-        tokio::try_join!(upload(app, &mut send, carried, progress), download(app, &mut recv, carried, progress))
-    };
     let outcome = tokio::select! {
-        outcome = both => outcome.map(drop),
+        // Made in its place: a future that is moved there takes its room twice.
+        outcome = async {
+            tokio::try_join!(upload(app, &mut send, carried, progress), download(app, &mut recv, carried, progress))
+        } => outcome.map(drop),
         failure = socket_error(app) => Err(failure),
         cut = ticket.cut() => Err(Failure::Cut(cut)),
         () = progress.silence(idle_timeout) => Err(Failure::IdleTimeout),
@@ -143,7 +143,7 @@ async fn upload(
         app.readable().await.map_err(Failure::Local)?;
         let mut buffer = BytesMut::with_capacity(size);
         match app.try_read_buf(&mut buffer) {
-            Ok(0) if progress.is_untouched() && carried.is_application_gone().await => {
+            Ok(0) if progress.is_untouched() && Box::pin(carried.is_application_gone()).await => {
                 return Err(Failure::ApplicationGone);
             }
             Ok(0) => return Ok(send.finish().await?),

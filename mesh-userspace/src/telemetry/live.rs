@@ -4,7 +4,6 @@
 //! the connection keeps anyway. The table is bounded: a connection past the bound works, is not listed, and is counted.
 
 use super::connections::{Protocol, Traffic};
-use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -97,7 +96,7 @@ impl Flow {
 pub struct LiveConnection {
     /// Rises with every connection of this daemon.
     pub id: u64,
-    pub flow: Arc<Flow>,
+    pub flow: Flow,
     /// Bytes from the destination to the source.
     pub sent: u64,
     /// Bytes from the source to the destination.
@@ -120,9 +119,16 @@ pub struct Snapshot {
 
 #[derive(Debug)]
 struct Entry {
-    flow: ArcSwap<Flow>,
+    flow: Mutex<Flow>,
     traffic: Arc<Traffic>,
     since: Instant,
+}
+
+impl Entry {
+    /// Every field is replaced whole: a panic elsewhere leaves nothing half written.
+    fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 const SHARDS: usize = 16;
@@ -177,7 +183,7 @@ impl LiveConnections {
     pub fn insert(&self, flow: Flow, traffic: Arc<Traffic>) -> LiveGuard {
         let table = self.table.clone();
         let id = table.next.fetch_add(1, Relaxed);
-        let entry = Arc::new(Entry { flow: ArcSwap::from_pointee(flow), traffic, since: Instant::now() });
+        let entry = Arc::new(Entry { flow: Mutex::new(flow), traffic, since: Instant::now() });
         let room = |listed: usize| (listed < table.capacity).then_some(listed + 1);
         let listed = table.listed.try_update(Relaxed, Relaxed, room).is_ok();
         if listed {
@@ -225,7 +231,7 @@ impl LiveConnections {
 fn row(id: u64, entry: &Entry) -> LiveConnection {
     LiveConnection {
         id,
-        flow: entry.flow.load_full(),
+        flow: entry.flow().clone(),
         sent: entry.traffic.sent(),
         received: entry.traffic.received(),
         datagrams_sent: entry.traffic.datagrams_sent(),
@@ -250,14 +256,11 @@ impl LiveGuard {
         self.id
     }
 
+    /// What is known, to read, or to add to when the backend is picked or the handshake is done. Not to be held for long:
+    /// who lists the table waits for it.
     #[must_use]
-    pub fn flow(&self) -> Arc<Flow> {
-        self.entry.flow.load_full()
-    }
-
-    /// Replaces what is known, when the backend is picked or the handshake is done.
-    pub fn set(&self, flow: Flow) {
-        self.entry.flow.store(Arc::new(flow));
+    pub fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.entry.flow()
     }
 }
 
@@ -286,8 +289,8 @@ mod tests {
         let guard = live.insert(flow(1), Arc::default());
         assert_eq!(live.snapshot(10).connections.len(), 1);
         let known = Flow { backend: Some(([10, 0, 0, 2], 8080).into()), ..flow(1) };
-        guard.set(known.clone());
-        assert_eq!(*live.snapshot(10).connections[0].flow, known);
+        guard.flow().backend = known.backend;
+        assert_eq!(live.snapshot(10).connections[0].flow, known);
         drop(guard);
         assert!(live.snapshot(10).connections.is_empty() && live.is_empty());
     }

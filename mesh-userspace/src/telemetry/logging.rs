@@ -5,6 +5,7 @@
 //! a calm log: start, stop, applied changes, one line per finished connection. *debug*: each step of one connection.
 //! *trace*: each frame.
 
+use super::access_line::AccessLines;
 use serde::Deserialize;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
@@ -97,7 +98,10 @@ where
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi);
     match format {
         Format::Text => Box::new(builder.finish()),
-        Format::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
+        Format::Json => {
+            let builder = builder.json().flatten_event(true).with_current_span(false);
+            Box::new(builder.map_event_format(AccessLines).finish())
+        }
     }
 }
 

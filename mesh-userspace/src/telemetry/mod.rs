@@ -1,6 +1,7 @@
 //! What the daemon tells about itself: metric families, the table of open connections, access log, logging.
 //! A leaf: it imports no other room, and what it shows of them arrives as plain values and closures.
 
+mod access_line;
 pub mod access_log;
 pub mod balance;
 mod bounded;

@@ -102,7 +102,8 @@ impl RecvHalf {
     pub async fn recv(&mut self) -> Result<Option<Bytes>, StreamError> {
         match &mut self.0 {
             RecvKind::Lane(half) => half.recv().await,
-            RecvKind::Quic(half) => half.recv().await,
+            // On the heap: it is large, and every byte of this future is in all connections, of which few are over QUIC.
+            RecvKind::Quic(half) => Box::pin(half.recv()).await,
         }
     }
 

@@ -253,7 +253,7 @@ impl Serving {
         });
         // What changes from here on, the registry knows.
         let snapshot = context.snapshot.load_full();
-        call.session.routed(route.endpoint.address, route.endpoint.workload.node.as_str());
+        call.session.routed(route.endpoint.address, &route.endpoint.workload.node);
         call.session.ruled(&calling.authorize(call.own, &snapshot, route)?);
         self.show(call.key.1, call.destination)?;
         let peer = calling.peer(&snapshot, route)?;

@@ -268,6 +268,12 @@ pub struct Edge {
 }
 
 impl Edge {
+    /// Whether the handle is the edge's own and present series: another would not be a better one.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.series.is_current()
+    }
+
     /// Counts a connection as opened. It counts as closed when the guard is dropped.
     #[must_use]
     pub fn opened(&self) -> OpenConnection {

@@ -125,6 +125,11 @@ impl Series {
         matches!(self.labels, Labels::Overflow(_))
     }
 
+    /// It is in the store, and an edge's own.
+    pub(super) fn is_current(&self) -> bool {
+        !self.is_overflow() && !self.retired.load(Relaxed)
+    }
+
     /// An overflow series appears once it has counted something.
     pub(super) fn is_shown(&self) -> bool {
         !self.is_overflow() || self.opened.load(Relaxed) > 0
