@@ -165,8 +165,9 @@ impl Hosts {
             tracing::warn!(workload = %local.workload.name, %error, "while disarming: stop capture");
         }
         self.context.locals.remove(&local);
-        self.context.tunnel.forget(uid);
+        // First: its connections, on other threads, are to know why their lanes end.
         local.removed.cancel();
+        self.context.tunnel.forget(uid);
         tracing::info!(workload = %local.workload.name, "disarmed");
         drop(local);
         self.tidy(datapath).await;

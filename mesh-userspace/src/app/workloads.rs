@@ -336,8 +336,9 @@ impl Workloads {
         if let Err(error) = self.namespaces.restore(&local.namespace).await {
             warn("remove routing for client addresses", &error);
         }
-        self.context.tunnel.forget(uid);
+        // First: its connections, on other threads, are to know why their lanes end.
         local.removed.cancel();
+        self.context.tunnel.forget(uid);
         // The listeners' tasks own the descriptors that keep the namespace alive.
         while armed.listeners.join_next().await.is_some() {}
         tracing::info!(workload = %local.workload.name, "disarmed");

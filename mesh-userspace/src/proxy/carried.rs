@@ -29,7 +29,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use table::{Name, SourceEnd, Table, Told};
+use table::{Cutting, Name, SourceEnd, Table, Told};
 
 /// What is known of a connection from its beginning.
 struct Beginning<'a> {
@@ -76,7 +76,8 @@ impl Carried {
 
     /// Notes why a connection is about to be ended, before it is.
     pub(super) fn cut(&self, ends: Ends, cut: &Cut) {
-        self.lock().cut(ends, &Failure::Cut(cut.clone()));
+        let at = Cutting { nanoseconds: monotonic_nanoseconds(), moment: Instant::now() };
+        self.lock().cut(ends, Failure::Cut(cut.clone()), at);
     }
 
     /// Ends connections whose source has reported and whose destination does not; call it every second or so.

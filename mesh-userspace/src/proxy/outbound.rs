@@ -174,11 +174,13 @@ impl Outbound {
     /// the cause is the same, so the reason is, too.
     fn explained(&self, failure: Failure) -> Failure {
         match failure {
-            Failure::Remote(_) | Failure::Open(_) if self.local.known(&self.context.snapshot.load()).is_none() => {
-                Failure::WorkloadRemoved
-            }
+            Failure::Remote(_) | Failure::Open(_) if self.is_removed() => Failure::WorkloadRemoved,
             failure => failure,
         }
+    }
+
+    fn is_removed(&self) -> bool {
+        self.local.removed.is_cancelled() || self.local.known(&self.context.snapshot.load()).is_none()
     }
 
     async fn open(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route) -> Result<Stream, Failure> {

@@ -5,7 +5,7 @@ use mesh_common::addr::Ip;
 use mesh_common::datagram::ALIAS4;
 use mesh_common::outcome::Outcome;
 use mesh_common::service::Pod;
-use mesh_userspace::datapath::{Config, Datapath};
+use mesh_userspace::datapath::{Config, Datapath, Event, Events};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::any::Any;
 use std::fs::{self, File};
@@ -319,4 +319,18 @@ fn exists(command: libc::c_int, id: u32) -> bool {
     // SAFETY: the descriptor was returned just now and is nobody else's.
     unsafe { libc::close(fd as libc::c_int) };
     true
+}
+
+/// The next record of the programs.
+pub(crate) async fn next_event(events: &mut Events) -> Event {
+    tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            match events.take() {
+                Some(event) => return event,
+                None => events.wait().await.unwrap(),
+            }
+        }
+    })
+    .await
+    .unwrap()
 }

@@ -1,7 +1,8 @@
 //! connect(), getpeername() and the record that the daemon takes.
 
 use crate::bed::{
-    Bed, MARK, NEIGHBOUR4, NEIGHBOUR6, OUTBOUND, POD4, POD6, connect, counted, ip, pod_entry, socket_address,
+    Bed, MARK, NEIGHBOUR4, NEIGHBOUR6, OUTBOUND, POD4, POD6, connect, counted, ip, next_event, pod_entry,
+    socket_address,
 };
 use mesh_common::addr::Ip;
 use mesh_common::flow::{OriginalDestination, TupleKey};
@@ -314,7 +315,7 @@ async fn the_end_of_a_captured_connection_is_reported() {
     let mut data = Vec::new();
     accepted.read_to_end(&mut data).unwrap();
     drop((accepted, client));
-    let event = tokio::time::timeout(std::time::Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+    let event = next_event(&mut events).await;
     let Event::Closed(closed) = event else { panic!("{event:?}") };
     assert_eq!(closed.source(), source.ip().into());
     assert_eq!(closed.source_port_be(), source.port().to_be());

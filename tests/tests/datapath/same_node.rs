@@ -1,7 +1,8 @@
 //! What the kernel carries between two workloads of a node: the pod is one, the neighbour the other.
 
 use crate::bed::{
-    Bed, MARK, NEIGHBOUR4, NEIGHBOUR6, OUTBOUND, POD4, POD6, connect, counted, ip, socket_address, wait_until,
+    Bed, MARK, NEIGHBOUR4, NEIGHBOUR6, OUTBOUND, POD4, POD6, connect, counted, ip, next_event, socket_address,
+    wait_until,
 };
 use crate::capture::{Listeners, accept};
 use crate::run::Program;
@@ -391,7 +392,7 @@ fn a_workload_may_be_its_own_endpoint() {
 }
 
 async fn next_flow(events: &mut Events) -> FlowRecord {
-    let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+    let event = next_event(events).await;
     let Event::Flow(record) = event else { panic!("{event:?}") };
     record
 }

@@ -1,6 +1,6 @@
 //! What policy does to connects and plaintext, and what is told about it.
 
-use crate::bed::{Bed, NEIGHBOUR4, POD4, connect, counted, ip, pod_entry, socket_address};
+use crate::bed::{Bed, NEIGHBOUR4, POD4, connect, counted, ip, next_event, pod_entry, socket_address};
 use crate::capture::{Listeners, accept};
 use crate::run::Program;
 use mesh_common::event::VerdictRecord;
@@ -41,7 +41,7 @@ fn guard(mode: Mode) -> MapOp {
 
 async fn next_verdict(events: &mut Events) -> VerdictRecord {
     loop {
-        let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+        let event = next_event(events).await;
         if let Event::Verdict(record) = event {
             return record;
         }

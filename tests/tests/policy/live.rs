@@ -75,7 +75,8 @@ fn a_connection_ends_with_the_identity_it_was_made_under() -> Result<()> {
     wait::until_ok("a node says why it has ended the connection", BOUND, || {
         let cut = cluster.daemon("n2").metrics()?.count(CUT, &[("reason", "source_gone")]);
         let removed = cluster.daemon("n1").metrics()?.failed("source", "workload_removed");
-        ensure!(cut == 1 || removed == 1, "cut {cut}, removed {removed}");
+        let log = cluster.daemon("n1").log_end();
+        ensure!(cut == 1 || removed == 1, "cut {cut}, removed {removed}\n{log}");
         Ok(())
     })?;
     let call: Call = held.wait()?.json()?;

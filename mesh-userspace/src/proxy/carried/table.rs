@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// How long the destination's socket may take to report after the source's.
 pub(super) const LINGERING: Duration = Duration::from_secs(5);
 
+/// Cuts remembered for connections that are yet to be told of; without it, their reason is missing.
+const EARLY_CUTS: usize = 1024;
+
 /// Room for all that the kernel admits at once, and as much again for what has ended and lingers.
 const CAPACITY: usize = 2 * MAX_ADMITTED as usize;
 
@@ -69,11 +72,28 @@ pub(super) struct Table<T> {
     capacity: usize,
     /// Connections that found no room.
     missed: u64,
+    /// Why those were ended whose beginning was not told yet.
+    cuts: Vec<Early>,
+}
+
+/// A cut of connections that are not known yet: records gather before they are told.
+#[derive(Debug)]
+struct Early {
+    ends: Ends,
+    failure: Failure,
+    at: Cutting,
+}
+
+/// When a connection was cut: by the clock of the kernel's records, and for how long it is remembered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cutting {
+    pub(super) nanoseconds: u64,
+    pub(super) moment: Instant,
 }
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { open: HashMap::new(), capacity: CAPACITY, missed: 0 }
+        Self { open: HashMap::new(), capacity: CAPACITY, missed: 0, cuts: Vec::new() }
     }
 }
 
@@ -91,15 +111,25 @@ impl<T: Told> Table<T> {
             self.missed += 1;
             return;
         }
-        self.open.insert(name, Open { told: told(), source_closed: None, is_answered: false });
+        let told = told();
+        let is_early = |cut: &Early| cut.ends == name.ends && name.connected_at_ns < cut.at.nanoseconds;
+        if let Some(cut) = self.cuts.iter().position(is_early) {
+            told.fail(&self.cuts.swap_remove(cut).failure);
+        }
+        self.open.insert(name, Open { told, source_closed: None, is_answered: false });
     }
 
     /// Notes why connections are about to be ended, before they are.
-    pub(super) fn cut(&self, ends: Ends, failure: &Failure) {
+    pub(super) fn cut(&mut self, ends: Ends, failure: Failure, at: Cutting) {
+        let mut is_known = false;
         for (name, open) in &self.open {
             if name.ends == ends && open.source_closed.is_none() {
-                open.told.fail(failure);
+                open.told.fail(&failure);
+                is_known = true;
             }
+        }
+        if !is_known && self.cuts.len() < EARLY_CUTS {
+            self.cuts.push(Early { ends, failure, at });
         }
     }
 
@@ -126,6 +156,7 @@ impl<T: Told> Table<T> {
 
     /// Ends connections whose source has reported long ago and whose destination does not.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<T> {
+        self.cuts.retain(|cut| now.duration_since(cut.at.moment) <= LINGERING);
         let overdue = |open: &Open<T>| open.source_closed.filter(|(at, _)| now.duration_since(*at) > LINGERING);
         self.open
             .extract_if(|_, open| overdue(open).map(|(_, received)| open.answer(received)).is_some())
@@ -270,12 +301,33 @@ mod tests {
         let (mut table, first, log) = begun(1);
         let other = Log::default();
         table.begin(name(2), || other.clone());
-        table.cut(first.ends, &Failure::WorkloadRemoved);
+        table.cut(first.ends, Failure::WorkloadRemoved, cutting());
         log.is(&["failed workload_removed"]);
         other.is(&[]);
         table.source_closed(&first, &end(1, 1, true), Instant::now());
-        table.cut(first.ends, &Failure::WorkloadRemoved);
+        table.cut(first.ends, Failure::WorkloadRemoved, cutting());
         log.is(&["failed workload_removed", "asked 1"]);
+    }
+
+    fn cutting() -> Cutting {
+        Cutting { nanoseconds: 1_000_000, moment: Instant::now() }
+    }
+
+    #[test]
+    fn a_connection_that_is_cut_before_it_is_told_of_is_told_why_and_a_later_one_is_not() {
+        let (mut table, first, log) = (Table::default(), name(1), Log::default());
+        let at = cutting();
+        table.cut(first.ends, Failure::WorkloadRemoved, at);
+        let later = Name { connected_at_ns: at.nanoseconds + 1, ..first };
+        table.begin(later, || log.clone());
+        log.is(&[]);
+        table.begin(first, || log.clone());
+        log.is(&["failed workload_removed"]);
+        assert!(table.cuts.is_empty());
+        table.cut(name(2).ends, Failure::WorkloadRemoved, at);
+        table.expire(at.moment + LINGERING * 2);
+        table.begin(name(2), || log.clone());
+        log.is(&["failed workload_removed"]);
     }
 
     #[test]
