@@ -253,7 +253,7 @@ mod tests {
                 let far = listener.accept().await.unwrap().0;
                 there.serve(&tracker, far, |far, seat| async move {
                     let _held = (far, seat);
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 });
             }
         });
@@ -275,7 +275,7 @@ mod tests {
         let tracker = TaskTracker::new();
         cores.serve(&tracker, far, |far, seat| async move {
             let _held = (far, seat);
-            std::future::pending().await
+            std::future::pending::<()>().await;
         });
         tokio::task::spawn_blocking(|| drop(threads)).await.unwrap();
         assert_eq!(near.read(&mut [0]).await.unwrap(), 0);

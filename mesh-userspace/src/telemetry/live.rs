@@ -258,7 +258,6 @@ impl LiveGuard {
 
     /// What is known, to read, or to add to when the backend is picked or the handshake is done. Not to be held for long:
     /// who lists the table waits for it.
-    #[must_use]
     pub fn flow(&self) -> MutexGuard<'_, Flow> {
         self.entry.flow()
     }

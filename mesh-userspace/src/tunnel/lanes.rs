@@ -26,13 +26,15 @@ use tokio::time::{Instant, timeout};
 #[derive(Clone, Debug)]
 pub struct Lanes(Arc<Pool>);
 
+type Entries = HashMap<Peer, Arc<Entry>>;
+
 #[derive(Debug)]
 struct Pool {
     config: Arc<Config>,
     identities: Identities,
     metrics: Arc<TunnelMetrics>,
     /// For each core its own: a stream and its lane are served by one thread.
-    entries: Box<[Mutex<HashMap<Peer, Arc<Entry>>>]>,
+    entries: Box<[Mutex<Entries>]>,
     cores: Cores,
     handshakes: Room,
     descriptors: Descriptors,
@@ -168,7 +170,7 @@ impl Lanes {
 }
 
 impl Pool {
-    fn lock(&self, core: usize) -> MutexGuard<'_, HashMap<Peer, Arc<Entry>>> {
+    fn lock(&self, core: usize) -> MutexGuard<'_, Entries> {
         self.entries[core].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
