@@ -61,7 +61,7 @@ pub(super) struct Reconciler {
     pub(super) retry_at: Option<Instant>,
     /// Workloads that have ended since the last change was applied.
     pub(super) ended: Vec<WorkloadUid>,
-    /// Identities of this node's workloads, as certificates were last asked for.
+    /// Identities of this node's workloads, as lanes may be proven with.
     pub(super) spoken_for: BTreeSet<SpiffeId>,
     /// Ends plaintext that a change forbids.
     pub(super) plaintext: PlaintextSweep,
@@ -159,12 +159,15 @@ impl Reconciler {
         self.unfit.show(left_out, &self.ready);
         warn_of_another_trust_domain(current, &desired);
         // Certificates are under way before the workloads that need them are armed.
-        self.speak_for(identities_of(&desired));
+        let spoken_for = identities_of(&desired);
+        self.identities.want(spoken_for.clone());
         // The proxy must know a destination before the kernel sends connections for it.
         let before = self.context.snapshot.swap(desired.snapshot.clone());
         self.context.balancers.follow(&self.context.snapshot);
         self.recheck(&before, &desired.snapshot).await?;
         self.workloads.disarm_outdated(&desired.local, &mut self.datapath).await;
+        // Only now: a connection that loses its lane here must find in the snapshot why.
+        self.speak_for(spoken_for);
         self.datapath.apply(&diff(current, &desired)).context("cannot write the kernel's tables")?;
         self.workloads.renumber(&mut self.datapath).context("cannot write the kernel's tables")?;
         self.workloads.want(desired.local.clone());
@@ -180,9 +183,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Asks for certificates of these identities; what was proven with others ends, in both directions.
+    /// Speaks for these identities from now on; what was proven with others ends, in both directions.
     fn speak_for(&mut self, wanted: BTreeSet<SpiffeId>) {
-        self.identities.want(wanted.clone());
         let spoken_for = std::mem::replace(&mut self.spoken_for, wanted);
         for id in spoken_for.difference(&self.spoken_for) {
             self.context.tunnel.forget_source(id);
