@@ -26,6 +26,8 @@ const WANTED: &[Wanted] = &[
     Wanted { program: "iperf3", package: "iperf3", service: Some("iperf3") },
     Wanted { program: "dnsmasq", package: "dnsmasq-base", service: None },
     Wanted { program: "dig", package: "bind9-dnsutils", service: None },
+    // Counts the instructions of benches.
+    Wanted { program: "valgrind", package: "valgrind", service: None },
     Wanted { program: "promtool", package: "prometheus", service: Some("prometheus") },
 ];
 

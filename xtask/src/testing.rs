@@ -1,7 +1,7 @@
 //! Tests, from the house rules to scenarios on a testbed.
 
 use crate::process::{cargo, output, root, run, target};
-use crate::{ebpf, packages, setup, tidy};
+use crate::{ebpf, instructions, packages, setup, tidy};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -28,6 +28,7 @@ pub(crate) fn test() -> Result<()> {
     step("build", || run(cargo().args(["build", "--quiet"]).args(WORKSPACE).arg("--all-targets")))?;
     step("unit tests", || run(cargo().args(["test", "--quiet"]).args(WORKSPACE).args(["--lib", "--bins"])))?;
     step("doc tests", || run(cargo().args(["test", "--quiet", "--doc"]).args(WORKSPACE)))?;
+    step("instructions", instructions::check)?;
     step("scenarios", scenarios)?;
     step("demo", || run(Command::new(binary("demo")).arg("--once").current_dir(root())))?;
     report_sizes()?;
@@ -67,6 +68,14 @@ pub(crate) fn demo(arguments: &[String]) -> Result<()> {
     run(Command::new(binary("demo")).args(arguments).current_dir(root()))
 }
 
+/// Instructions of what runs often, held against the record or recorded.
+pub(crate) fn instructions(arguments: &[String]) -> Result<()> {
+    setup::everything()?;
+    ebpf::build(false)?;
+    eprintln!("instructions: building what is measured (some minutes the first time)");
+    if arguments.iter().any(|argument| argument == "--record") { instructions::record() } else { instructions::check() }
+}
+
 /// Figures from the testbed, taken with the build that users run.
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     setup::everything()?;
@@ -78,7 +87,14 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     if arguments.first().is_none_or(|first| first.starts_with('-')) {
         bench.arg("--envoy").arg(packages::install_peers()?);
     }
-    run(bench.args(arguments).current_dir(root()))
+    let is_micro = arguments.first().is_some_and(|first| first == "micro");
+    if is_micro {
+        eprintln!("bench: the time of what runs often, in the build that users run");
+        run(cargo().args(["bench", "--package", "mesh-userspace", "--bench", "micro"]))?;
+    }
+    run(bench.args(arguments).current_dir(root()))?;
+    // Last, for it may fail: the others are figures, not verdicts.
+    if is_micro { instructions::check() } else { Ok(()) }
 }
 
 fn step(name: &str, verb: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -15,7 +15,7 @@ mod local;
 mod outbound;
 mod plaintext;
 mod registry;
-mod relay;
+pub mod relay;
 mod report;
 mod route;
 mod session;
@@ -33,7 +33,7 @@ pub use inbound::Inbound;
 pub use local::{LocalWorkload, LocalWorkloads};
 pub use outbound::Outbound;
 pub use plaintext::PlaintextSweep;
-pub use registry::{Cut, Registry};
+pub use registry::{Cut, Live, Registry, Side, Ticket};
 pub use report::Reports;
 pub use session::Edges;
 

@@ -17,22 +17,22 @@ use tokio::sync::oneshot;
 
 /// Which end of the connection is on this node. Where both are, both are in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub enum Side {
     Source,
     Destination,
 }
 
 /// What a live connection's verdict depends on.
 #[derive(Clone, Debug)]
-pub(super) struct Live {
-    pub(super) side: Side,
+pub struct Live {
+    pub side: Side,
     /// The caller as it was admitted: its identity is proven.
-    pub(super) caller: Arc<Workload>,
+    pub caller: Arc<Workload>,
     /// The address it speaks under.
-    pub(super) source: IpAddr,
-    pub(super) destination: Arc<Workload>,
+    pub source: IpAddr,
+    pub destination: Arc<Workload>,
     /// The workload's port.
-    pub(super) port: u16,
+    pub port: u16,
 }
 
 /// Why a live connection is cut.
@@ -108,7 +108,8 @@ pub struct Registry(Arc<Table>);
 
 impl Registry {
     /// Lists a connection until the ticket is dropped.
-    pub(super) fn enter(&self, live: Live) -> Ticket {
+    #[must_use]
+    pub fn enter(&self, live: Live) -> Ticket {
         let (cut, told) = oneshot::channel();
         let id = self.0.next.fetch_add(1, Relaxed);
         let entry = Arc::new(Entry { live, cut: Mutex::new(Some(cut)) });
@@ -157,7 +158,7 @@ impl Table {
 
 /// Keeps a connection in the table, and says when it is to be cut.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub struct Ticket {
     table: Arc<Table>,
     id: u64,
     told: oneshot::Receiver<Cut>,
@@ -165,7 +166,7 @@ pub(super) struct Ticket {
 
 impl Ticket {
     /// Ends when the connection is to be cut. Not to be awaited again after that.
-    pub(super) async fn cut(&mut self) -> Cut {
+    pub async fn cut(&mut self) -> Cut {
         match (&mut self.told).await {
             Ok(cut) => cut,
             // The table holds the sender for as long as this ticket lives.

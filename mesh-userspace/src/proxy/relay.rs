@@ -27,7 +27,7 @@ const TURN: usize = 512 * 1024;
 const LOOKS_PER_TIMEOUT: u32 = 4;
 
 /// What a relay tells of a connection as it goes, and asks about it.
-pub(super) trait Carried {
+pub trait Carried {
     fn passed_to_tunnel(&self, bytes: u64);
     fn passed_from_tunnel(&self, bytes: u64);
 
@@ -43,7 +43,7 @@ pub(super) trait Carried {
 
 /// What has passed between an application and the tunnel.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub struct Progress {
     /// Reads from and writes to the application, that of the end included.
     steps: AtomicU64,
     /// When the application's first bytes were read.
@@ -52,7 +52,8 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Nothing was taken from the application and nothing was given to it: it cannot know where its connection ends.
-    pub(super) fn is_untouched(&self) -> bool {
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
         self.steps.load(Relaxed) == 0
     }
 
@@ -80,7 +81,10 @@ impl Progress {
 
 /// Relays until both directions have ended in order, the connection is cut, or silent for too long. On a failure the
 /// stream's unfinished halves are dropped, which resets them; the application's socket is the caller's.
-pub(super) async fn relay(
+///
+/// # Errors
+/// Why the connection did not end in order.
+pub async fn relay(
     app: &TcpStream,
     stream: Stream,
     carried: &impl Carried,

@@ -5,6 +5,7 @@ mod cpu;
 mod figures;
 mod machine;
 mod measure;
+mod micro;
 mod pki;
 mod plane;
 mod plot;
@@ -30,12 +31,15 @@ enum Verb {
     /// Ten services and ten thousand, one local workload and a thousand: loading, one change, memory, and what a connect
     /// costs in the kernel.
     Scale(scale::Options),
+    /// Nanoseconds per run of each eBPF program, under a short load of connections, datagrams and names.
+    Micro(micro::Options),
 }
 
 fn main() -> Result<()> {
     let bench = Bench::parse();
     match &bench.verb {
         Some(Verb::Scale(options)) => scale::run(options),
+        Some(Verb::Micro(options)) => micro::run(options),
         None => compare::run(&bench.compare),
     }
 }
