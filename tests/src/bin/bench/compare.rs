@@ -94,6 +94,11 @@ impl Run {
             let name = scene.planes[number].name;
             eprintln!("bench: {name}: first connections and memory");
             if let Some(started) = scene.restart(name)? {
+                self.figures.take(
+                    name,
+                    Metric::less("binary", "The daemon's binary", "MB"),
+                    started.binary_bytes / 1e6,
+                );
                 let ready = Metric::less("start_ready", "From start to readiness", "ms");
                 self.figures.take(name, ready, started.ready.as_secs_f64() * 1e3);
             }

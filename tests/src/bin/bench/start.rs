@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use mesh_tests::cluster::Cluster;
+use mesh_tests::program::binary;
 use std::time::{Duration, Instant};
 
 /// How long a start may take before the run is given up.
@@ -10,6 +11,8 @@ const BOUND: Duration = Duration::from_mins(1);
 /// What starting a daemon took.
 pub(crate) struct Started {
     pub(crate) ready: Duration,
+    /// The size of the file that was started.
+    pub(crate) binary_bytes: f64,
 }
 
 /// Restarts all daemons of a mesh; times the first one's start, while the others do not run.
@@ -30,5 +33,10 @@ pub(crate) fn restart(mesh: &mut Cluster) -> Result<Started> {
         mesh.daemon_mut(node).spawn()?;
         mesh.daemon_mut(node).wait_until_ready_within(BOUND)?;
     }
-    Ok(Started { ready })
+    Ok(Started { ready, binary_bytes: binary_bytes()? })
+}
+
+fn binary_bytes() -> Result<f64> {
+    let path = binary("nodemeshd");
+    Ok(path.metadata().with_context(|| format!("cannot look at {}", path.display()))?.len() as f64)
 }
