@@ -275,6 +275,16 @@ pub const fn lookup_outcome(decision: &Decision, arrival: Arrival) -> Outcome {
     }
 }
 
+/// Room for the name of a congestion control (`TCP_CA_NAME_MAX`).
+pub const CONGESTION_NAME: usize = 16;
+
+/// Whether connections under this congestion control wait by timers: all versions of BBR, and nothing else of Linux.
+#[inline(always)]
+#[must_use]
+pub const fn paces(name: &[u8; CONGESTION_NAME]) -> bool {
+    matches!(name, [b'b', b'b', b'r', ..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -458,6 +468,18 @@ mod tests {
             let counted = lookup_outcome(&decision, arrival).verdict();
             let expected = if decision.verdict == policy::Verdict::Drop { "drop" } else { "pass" };
             assert_eq!(counted, expected, "{mode:?} {arrival:?}");
+        }
+    }
+
+    #[test]
+    fn all_versions_of_bbr_pace_and_nothing_else() {
+        let name = |text: &[u8]| {
+            let mut name = [0; CONGESTION_NAME];
+            name[..text.len()].copy_from_slice(text);
+            name
+        };
+        for (text, is_paced) in [("bbr", true), ("bbr3", true), ("cubic", false), ("reno", false), ("bb", false)] {
+            assert_eq!(paces(&name(text.as_bytes())), is_paced, "{text}");
         }
     }
 }

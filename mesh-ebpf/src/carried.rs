@@ -92,22 +92,23 @@ pub(crate) fn closed(
     told(emit::flow(|| flow(ctx, &socket, original, identity, flags), true))
 }
 
-/// A connection was accepted: if the kernel carries it, its end here will be told, too.
+/// A connection was accepted: if the kernel carries it, its end here will be told, too. Says whether it does.
 #[inline(always)]
-pub(crate) fn accepted(ctx: &SockOpsContext) {
+pub(crate) fn accepted(ctx: &SockOpsContext) -> bool {
     let socket = context::sock_ops_socket(ctx);
     let key = taken(&socket);
     let Some(admitted) = maps::admitted(&key) else {
-        return;
+        return false;
     };
     let Some(made) = storage(ctx, u64::from(BPF_SK_STORAGE_GET_F_CREATE)) else {
         // What it sends will be what the source has received.
-        return;
+        return true;
     };
     // SAFETY: not null, so it is this socket's storage: one aligned number.
     unsafe { made.write(admitted.connected_at_ns()) };
     sock_ops::watch_states(ctx);
     maps::mark_served(&key);
+    true
 }
 
 /// A socket closes that did not dial.
@@ -211,7 +212,7 @@ fn dialled(socket: &SockOpsSocket) -> BypassKey {
 
 /// Likewise, from the socket that was dialled.
 #[inline(always)]
-fn taken(socket: &SockOpsSocket) -> BypassKey {
+pub(crate) fn taken(socket: &SockOpsSocket) -> BypassKey {
     BypassKey::new(socket.remote, socket.local, socket.remote_port_be, socket.local_port_be)
 }
 

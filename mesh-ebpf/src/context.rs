@@ -189,6 +189,13 @@ pub(crate) fn sock_ops_sk(ctx: &SockOpsContext) -> *mut bpf_sock {
     field!(raw, __bindgen_anon_2.sk)
 }
 
+/// SO_MARK of a sock_ops event's socket; 0 if it is not a full socket.
+#[inline(always)]
+pub(crate) fn sock_ops_mark(ctx: &SockOpsContext) -> u32 {
+    let socket = sock_ops_sk(ctx);
+    if socket.is_null() { 0 } else { field!(socket, mark) }
+}
+
 /// Which event this is (`BPF_SOCK_OPS_*`).
 #[inline(always)]
 pub(crate) fn sock_ops_op(ctx: &SockOpsContext) -> u32 {

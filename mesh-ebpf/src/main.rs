@@ -5,6 +5,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "the hooks' macros hand the context over by value")]
 
 mod carried;
+mod congestion;
 mod connect;
 mod context;
 mod datagram;

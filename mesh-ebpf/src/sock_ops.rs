@@ -1,7 +1,7 @@
 //! sock_ops: hands a captured connection's original destination to the daemon, and reports the connection's end.
 
 use crate::maps::{self, ORIG, TUPLES};
-use crate::{carried, context, emit};
+use crate::{carried, congestion, context, emit};
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
@@ -12,6 +12,7 @@ use aya_ebpf::programs::SockOpsContext;
 use mesh_common::capture;
 use mesh_common::event::CloseRecord;
 use mesh_common::flow::{OriginalDestination, TupleKey};
+use mesh_common::maps::CfgSlot;
 use mesh_common::outcome::Outcome;
 use mesh_common::service::BypassKey;
 
@@ -23,7 +24,9 @@ pub(crate) fn observe(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> 
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(ctx),
         BPF_SOCK_OPS_STATE_CB => state_changed(ctx),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
-            carried::accepted(ctx);
+            if carried::accepted(ctx) || is_delivery(ctx) {
+                congestion::unpace(ctx);
+            }
             Ok(None)
         }
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
@@ -41,6 +44,8 @@ fn connecting(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
     let Some(original) = original(ctx) else {
         return Ok(None);
     };
+    // To the daemon or a neighbour.
+    congestion::unpace(ctx);
     if original.flags() & OriginalDestination::CARRIED != 0 {
         return carried::connecting(ctx, &original);
     }
@@ -50,6 +55,15 @@ fn connecting(ctx: &SockOpsContext) -> Result<Option<Outcome>, Outcome> {
     }
     watch_states(ctx);
     Ok(Some(Outcome::TupleRecorded))
+}
+
+/// Whether the daemon has dialled: its mark is on the connection (`tcp_fwmark_accept`); in the node's own namespace, where
+/// it uses none, the announcement is there until its connect() returns.
+#[inline(always)]
+fn is_delivery(ctx: &SockOpsContext) -> bool {
+    let own_mark = maps::setting(CfgSlot::OwnMark) as u32;
+    (own_mark != 0 && context::sock_ops_mark(ctx) == own_mark)
+        || maps::is_bypassed(&carried::taken(&context::sock_ops_socket(ctx)))
 }
 
 /// Asks for the event of the connection's end.

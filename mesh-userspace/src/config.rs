@@ -6,7 +6,9 @@ mod ca;
 pub use ca::{Authority, CaConfig};
 
 use crate::model::NodeName;
+use crate::netns;
 use crate::telemetry::logging::{Filter, Format};
+use crate::tunnel::Congestion;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -128,6 +130,17 @@ struct RawTunnel {
     idle_timeout: Option<String>,
     max_streams_per_lane: Option<usize>,
     quic_grace: Option<String>,
+    #[serde(default)]
+    congestion_control: RawCongestion,
+}
+
+/// How lanes choose their congestion control.
+#[derive(Clone, Copy, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+enum RawCongestion {
+    #[default]
+    Auto,
+    System,
 }
 
 #[derive(Deserialize)]
@@ -224,6 +237,10 @@ impl Config {
         };
         ensure!(!cgroups.is_empty(), "cgroup: name the cgroup that holds the workloads, or a list of such cgroups");
         let mut tunnel = crate::tunnel::Config { listen: raw.tunnel.listen, ..crate::tunnel::Config::default() };
+        tunnel.congestion = match raw.tunnel.congestion_control {
+            RawCongestion::Auto => Congestion::Auto(netns::round_trip),
+            RawCongestion::System => Congestion::System,
+        };
         if let Some(text) = raw.tunnel.connect_timeout {
             tunnel.connect_timeout = duration(&text).context("tunnel.connectTimeout")?;
         }
@@ -376,6 +393,7 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
             ("'[fd00::1]:15008'", "'[fd00::1]:15009'", "tunnel.listen"),
             ("}\n", "}\ndatapath: {pin: a/b}\n", "datapath.pin"),
             ("}\n", "}\ndrain: 5 minutes\n", "drain"),
+            ("listen: [", "congestionControl: fast, listen: [", "congestionControl"),
             ("}\n", "}\nlimits: {connections: 0}\n", "limits.connections"),
             ("}\n", "}\nlimits: {threads: 5000}\n", "limits.threads"),
             ("nodemesh/identity}", "nodemesh/identity, ca: {address: []}}", "identity.ca.address"),

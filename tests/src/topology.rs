@@ -8,6 +8,8 @@ use anyhow::Result;
 pub struct Topology {
     pub(crate) name: String,
     pub(crate) nodes: Vec<Plan>,
+    /// Congestion control in all its namespaces; the machine's if it is `None`.
+    pub(crate) congestion: Option<String>,
 }
 
 /// What a node is to hold.
@@ -54,10 +56,17 @@ impl Topology {
         names.iter().fold(self, |topology, name| topology.pod(name))
     }
 
+    /// Names the TCP congestion control of all nodes and pods, in place of the machine's.
+    #[must_use]
+    pub fn congestion(mut self, name: &str) -> Self {
+        self.congestion = Some(name.to_owned());
+        self
+    }
+
     /// Makes it all.
     ///
     /// # Errors
-    /// Without root, without `ip`, or if a name does not fit a link.
+    /// Without root, without `ip`, if a name does not fit a link, or the machine does not have the congestion control.
     pub fn build(self) -> Result<World> {
         World::build(&self)
     }

@@ -41,6 +41,7 @@ pub struct World {
     switch: Namespace,
     folder: Folder,
     owner: Owner,
+    congestion: Option<String>,
 }
 
 /// A machine: its own network namespace, addresses on the switch, a control group, a folder.
@@ -84,7 +85,7 @@ impl World {
     /// Starts the description of a world; the name appears in the names of what it makes.
     #[must_use]
     pub fn named(name: &str) -> Topology {
-        Topology { name: name.to_owned(), nodes: Vec::new() }
+        Topology { name: name.to_owned(), nodes: Vec::new(), congestion: None }
     }
 
     pub(crate) fn build(topology: &Topology) -> Result<Self> {
@@ -104,7 +105,8 @@ impl World {
             "link set dev br0 up".into(),
         ])?;
         let (pods, hosts, nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut world = Self { cgroup, pods, hosts, nodes, switch, folder, owner };
+        let congestion = topology.congestion.clone();
+        let mut world = Self { cgroup, pods, hosts, nodes, switch, folder, owner, congestion };
         ensure!(topology.nodes.len() <= MAX_NODES, "a world has at most {MAX_NODES} nodes");
         for (number, plan) in (1..).zip(&topology.nodes) {
             world.add_node(&plan.name, number)?;
@@ -204,7 +206,7 @@ impl World {
         ensure!(host < END_OF_PODS, "the node has no room for another pod");
         node.next_pod = host + 1;
         let number = node.number;
-        let namespace = Namespace::create(format!("{}-{}-{name}", self.owner, node.name))?;
+        let namespace = namespace(&format!("{}-{}-{name}", self.owner, node.name), self.congestion.as_deref())?;
         let pod = Pod {
             name: name.to_owned(),
             node: node.name.clone(),
@@ -270,7 +272,7 @@ impl World {
     fn add_node(&mut self, name: &str, number: u8) -> Result<()> {
         check_name(name)?;
         ensure!(!self.nodes.contains_key(name), "there is a node {name} already");
-        let namespace = Namespace::create(format!("{}-{name}", self.owner))?;
+        let namespace = namespace(&format!("{}-{name}", self.owner), self.congestion.as_deref())?;
         let folder = self.folder.0.join(name);
         fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let node = Node {
@@ -430,6 +432,14 @@ impl Pod {
 fn subnet(node: u8, host: u16) -> Ipv4Addr {
     let [high, low] = host.to_be_bytes();
     Ipv4Addr::new(10, 98, node << 4 | high, low)
+}
+
+fn namespace(name: &str, congestion: Option<&str>) -> Result<Namespace> {
+    let namespace = Namespace::create(name.to_owned())?;
+    if let Some(congestion) = congestion {
+        namespace.set_sysctls(&[("ipv4/tcp_congestion_control", congestion)])?;
+    }
+    Ok(namespace)
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -19,4 +19,5 @@ pub use alias::AliasRange;
 pub use datagram::{CaptureSocket, Captured, LONGEST, receive_from_application};
 pub use diag::{Parting, SocketTable, Tcp, TcpState};
 pub use routing::{MARK, TABLE};
+pub use socket::round_trip;
 pub use thread::{Namespace, Namespaces, enter_from_this_thread};

@@ -1,11 +1,13 @@
 //! Sockets made in the namespace that the calling thread is in.
 
+use crate::runtime;
 use rand::Rng;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// Connections that wait to be accepted; the kernel caps it at the namespace's `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
@@ -31,7 +33,35 @@ pub(super) fn netns_cookie() -> io::Result<u64> {
     if outcome == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A listener, not blocking, of exactly the family of `address`.
+/// How long the other end of a TCP connection took to answer, as the kernel has measured it so far: right after connect()
+/// or accept() that is the handshake, in which no process has a part.
+///
+/// # Errors
+/// If it is no TCP socket.
+pub fn round_trip(socket: BorrowedFd<'_>) -> io::Result<Duration> {
+    // SAFETY: integers only, for which zeroes are a value.
+    let mut known: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).expect("it is small");
+    // SAFETY: `known` and `length` live through the call, and `length` says how large `known` is.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut known).cast(),
+            &raw mut length,
+        )
+    };
+    if outcome == 0 { Ok(Duration::from_micros(known.tcpi_rtt.into())) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What a socket has whose connections do not leave the machine.
+fn within_the_machine(socket: &Socket) -> io::Result<()> {
+    runtime::unpace(&SockRef::from(socket))?;
+    Ok(())
+}
+
+/// A listener for local clients, not blocking, of exactly the family of `address`.
 ///
 /// Accepted sockets inherit `mark`: replies to a client outside the namespace would then follow the marked route to
 /// `lo`. Mark only listeners that are reached from inside; 0 marks nothing.
@@ -46,6 +76,7 @@ pub(super) fn listen(address: SocketAddr, mark: u32) -> io::Result<TcpListener> 
     if mark != 0 {
         socket.set_mark(mark)?;
     }
+    within_the_machine(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -86,6 +117,7 @@ fn transparent(source: SocketAddr, mark: u32) -> io::Result<Socket> {
         socket.set_ip_transparent_v6(true)?;
     }
     socket.set_mark(mark)?;
+    within_the_machine(&socket)?;
     // Without it this socket, and its TIME_WAIT afterwards, would keep an application from listening on its port.
     socket.set_reuse_address(true)?;
     Ok(socket)

@@ -1,6 +1,7 @@
-//! Process primitives: readiness, supervised tasks, the threads that carry traffic, bounds. A leaf: imports nothing of this crate.
+//! Process primitives: readiness, supervised tasks, the threads that carry traffic, bounds, congestion control. A leaf: imports nothing of this crate.
 
 mod accept;
+mod congestion;
 mod cores;
 mod descriptors;
 mod ready;
@@ -8,6 +9,7 @@ mod room;
 mod task;
 
 pub use accept::Acceptor;
+pub use congestion::unpace;
 pub use cores::{CoreThreads, Cores, Seat};
 pub use descriptors::{Descriptor, Descriptors};
 pub use ready::{Blocker, Ready};

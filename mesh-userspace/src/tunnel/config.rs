@@ -1,14 +1,17 @@
 //! The tunnel's settings and bounds.
 
+use super::congestion::Congestion;
 use super::machine::Bounds;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Settings of both ends. `Default` listens nowhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where the server takes lanes (TCP) and QUIC (UDP).
     pub listen: Vec<SocketAddr>,
+    /// How lanes choose their congestion control.
+    pub congestion: Congestion,
     /// A lane without streams is closed after this; the server waits twice as long.
     pub idle_timeout: Duration,
     /// A lane older than this takes no new streams. It may take none sooner: see [`super::lanes`] on renewal.
@@ -58,6 +61,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: Vec::new(),
+            congestion: Congestion::default(),
             idle_timeout: Duration::from_secs(60),
             max_age: Duration::from_secs(3600),
             quic_grace: Duration::from_secs(12 * 3600),

@@ -262,7 +262,7 @@ impl Pool {
         let dial = async {
             let descriptor = paid.ok_or(OpenError::Bound("descriptors"))?;
             let _place = self.handshakes.enter().await;
-            let connecting = connect(&self.identities, &entry.peer);
+            let connecting = connect(&self.identities, &entry.peer, self.config.congestion);
             let established =
                 timeout(self.config.connect_timeout, connecting).await.unwrap_or(Err(OpenError::Timeout))?;
             Ok((established, descriptor))

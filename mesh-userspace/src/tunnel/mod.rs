@@ -10,6 +10,7 @@
 
 pub mod codec;
 mod config;
+mod congestion;
 mod error;
 pub mod header;
 mod lane;
@@ -25,6 +26,7 @@ mod stream;
 mod tests;
 
 pub use config::Config;
+pub use congestion::Congestion;
 pub use error::{OpenError, Refusal, ResetCode, StreamError};
 pub use header::{HeaderError, StreamHeader};
 pub use peer::{LaneStatus, Peer, TlsSession, Transport, Tunnel};

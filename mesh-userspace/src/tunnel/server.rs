@@ -1,5 +1,6 @@
 //! The receiving end of all transports: takes connections of other nodes and hands out the streams they open.
 
+use super::congestion::Unsettled;
 use super::lane::{LANES, Lane, Offer, SHARED, accept};
 use super::lanes::{BULK, RENEWAL};
 use super::machine::Side;
@@ -135,7 +136,8 @@ impl Server {
             let (listener, socket) = bind_both(address)?;
             addresses.push(listener.local_addr()?);
             serve(&shared, socket)?;
-            tokio::spawn(accept_lanes(Arc::clone(&shared), listener));
+            let unsettled = shared.config.congestion.prepare(&listener)?;
+            tokio::spawn(accept_lanes(Arc::clone(&shared), listener, unsettled));
         }
         Ok(Self { incoming, addresses, shared, _closing: guard })
     }
@@ -314,7 +316,7 @@ pub(super) async fn identity_removed(shared: &Shared, destination: &SpiffeId) {
     }
 }
 
-async fn accept_lanes(shared: Arc<Shared>, listener: TcpListener) {
+async fn accept_lanes(shared: Arc<Shared>, listener: TcpListener, unsettled: Unsettled) {
     let mut acceptor = Acceptor::new(|reason| shared.accepts.count("tunnel", reason));
     loop {
         let (socket, node) = tokio::select! {
@@ -329,6 +331,11 @@ async fn accept_lanes(shared: Arc<Shared>, listener: TcpListener) {
             shared.metrics.handshake_failed(LANES, "server", Refusal::Overloaded.reason());
             continue;
         };
+        if let Err(error) = unsettled.settle(&socket) {
+            tracing::debug!(%node, %error, "cannot prepare a lane's connection");
+            shared.metrics.handshake_failed(LANES, "server", "io");
+            continue;
+        }
         let task_shared = Arc::clone(&shared);
         shared.cores.serve(&shared.tasks, socket, |socket, seat| async move {
             let held = (descriptor, connection, seat);

@@ -5,17 +5,19 @@ use crate::identity::{Identities, IdentityError, PeerRefusal, expiry, peer_ident
 use crate::model::SpiffeId;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::tunnel::codec::{LANE_TOKEN, LaneToken};
+use crate::tunnel::congestion::Congestion;
 use crate::tunnel::lifetime::Lifetime;
 use crate::tunnel::machine::Side;
 use crate::tunnel::{Config, OpenError, Peer, TlsSession};
 use rustls::server::Acceptor;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
@@ -76,18 +78,30 @@ impl Established {
 }
 
 /// Dials the peer and proves both identities. The caller bounds the time.
-pub(in crate::tunnel) async fn connect(identities: &Identities, peer: &Peer) -> Result<Established, OpenError> {
+pub(in crate::tunnel) async fn connect(
+    identities: &Identities,
+    peer: &Peer,
+    congestion: Congestion,
+) -> Result<Established, OpenError> {
     // Asked for before the handshake: a certificate that replaces it meanwhile ends later.
     let own_end = identities.expiry_of(&peer.source);
     let config = client_config(identities, peer)?;
-    let socket = TcpStream::connect(peer.address).await.map_err(OpenError::Dial)?;
-    tune(&socket).map_err(OpenError::Dial)?;
+    let socket = dial(peer.address, congestion).await.map_err(OpenError::Dial)?;
     let stream = TlsConnector::from(config)
         .connect(server_name(&peer.destination), socket)
         .await
         .map_err(|error| PeerRefusal::from_io(&error).map_or(OpenError::Dial(error), OpenError::Handshake))?;
     let (socket, connection) = stream.into_inner();
     Established::new(connection.into(), socket, own_end).map_err(OpenError::Handshake)
+}
+
+async fn dial(address: SocketAddr, congestion: Congestion) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let unsettled = congestion.prepare(&socket)?;
+    let socket = socket.connect(address).await?;
+    unsettled.settle(&socket)?;
+    tune(&socket)?;
+    Ok(socket)
 }
 
 /// The client's TLS configuration for a peer.

@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Idle connections whose memory is measured; 0 for none.
     #[arg(long, value_delimiter = ',', default_values_t = [5_000])]
     held: Vec<u32>,
+    /// TCP congestion control of all namespaces, for everyone; the machine's default otherwise.
+    #[arg(long)]
+    congestion: Option<String>,
     /// Envoy's program, if it is compared.
     #[arg(long)]
     envoy: Option<PathBuf>,
@@ -54,7 +57,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let asked = (options.rounds, options.seconds, options.repeats);
     let (rounds, seconds, repeats) = if options.quick { QUICK } else { asked };
-    let mut scene = Scene::start(&options.planes, options.envoy.as_deref())?;
+    let mut scene = Scene::start(&options.planes, options.envoy.as_deref(), options.congestion.as_deref())?;
     let mut run = Run { figures: Figures::default(), times: Times { seconds }, repeats, disturbed: Vec::new() };
     run.once(&mut scene, &options.held)?;
     for round in 1..=rounds {
@@ -69,7 +72,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!("{machine}");
     run.disturbed.iter().for_each(|line| println!("disturbed: {line}"));
     if let Some(folder) = &options.out {
-        let parameters = json!({"rounds": rounds, "seconds": seconds, "held": options.held});
+        let parameters = json!({
+            "rounds": rounds, "seconds": seconds, "held": options.held, "congestion": options.congestion,
+        });
         let report = json!({
             "bench": "compare", "machine": machine, "parameters": parameters, "disturbed": run.disturbed,
             "figures": run.figures,

@@ -4,16 +4,18 @@ use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;
 
-/// Processor, cores, memory, kernel and commit.
+/// Processor, cores, memory, kernel, TCP congestion control and commit.
 pub(crate) fn describe() -> Value {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default().trim().to_owned();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     json!({
         "cpu": model.map(|(_, model)| model), "cores": cores, "memory": total, "kernel": kernel.trim(),
+        "congestion": congestion.trim(),
         "commit": commit(),
     })
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use mesh_tests::catalog::Catalog;
 use mesh_tests::cluster::Cluster;
 use mesh_tests::program::{Place, Running};
+use mesh_tests::topology::Topology;
 use mesh_tests::world::World;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,16 +31,20 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// Starts what the named planes need.
-    pub(crate) fn start(names: &[String], envoy: Option<&Path>) -> Result<Self> {
+    pub(crate) fn start(names: &[String], envoy: Option<&Path>, congestion: Option<&str>) -> Result<Self> {
         let wants = |name: &str| names.iter().any(|wanted| wanted == name);
-        let plain = World::named("plain").node("n1").pods(&["client", "neighbour"]).node("n2").pod("server").build()?;
+        let named = |name| {
+            let topology = World::named(name);
+            congestion.iter().fold(topology, |topology, congestion| topology.congestion(congestion))
+        };
+        let plain = named("plain").node("n1").pods(&["client", "neighbour"]).node("n2").pod("server").build()?;
         let mut scene = Self { planes: Vec::new(), _running: Vec::new(), meshes: Vec::new(), plain };
         scene.start_plain(&wants, envoy)?;
         if ["same-node", "same-node-tunnel", "lanes"].into_iter().any(&wants) {
-            scene.start_mesh("lanes", &["same-node", "same-node-tunnel", "lanes"])?;
+            scene.start_mesh(named("lanes"), "lanes", &["same-node", "same-node-tunnel", "lanes"])?;
         }
         if wants("quic") {
-            scene.start_mesh("quic", &["quic"])?;
+            scene.start_mesh(named("quic"), "quic", &["quic"])?;
         }
         scene.planes.retain(|plane| wants(plane.name));
         scene.planes.sort_by_key(|plane| PLANES.iter().position(|name| *name == plane.name));
@@ -79,8 +84,8 @@ impl Scene {
         Ok(())
     }
 
-    fn start_mesh(&mut self, transport: &'static str, names: &[&'static str]) -> Result<()> {
-        let topology = World::named(transport).node("n1").pods(&["client", "neighbour", "tunnelled"]);
+    fn start_mesh(&mut self, named: Topology, transport: &'static str, names: &[&'static str]) -> Result<()> {
+        let topology = named.node("n1").pods(&["client", "neighbour", "tunnelled"]);
         let cluster = Cluster::start(topology.node("n2").pod("server"), |catalog| describe(catalog, transport))?;
         prepare(&cluster.world)?;
         for pod in ["neighbour", "tunnelled", "server"] {
