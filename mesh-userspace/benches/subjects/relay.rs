@@ -175,6 +175,6 @@ async fn carry(app: TcpStream, stream: Stream, side: Side) {
     let (caller, destination) = (Arc::new(workload(0, 0)), Arc::new(workload(1, 0)));
     let live = Live { side, source: caller.addresses[0], caller, destination, port: 8080 };
     let mut ticket = Registry::default().enter(live);
-    let outcome = relay(&app, stream, &Counted::default(), &mut ticket, &Progress::default(), None).await;
+    let outcome = relay(&app, stream, &Counted::default(), &mut ticket, &mut Progress::default(), None).await;
     outcome.expect("the connection ends in order");
 }

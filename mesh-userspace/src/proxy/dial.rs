@@ -40,7 +40,7 @@ impl Dialler {
         source: SocketAddr,
         destination: SocketAddr,
         timeout: Duration,
-    ) -> Result<(TcpStream, Delivery), Failure> {
+    ) -> Result<Box<Dialled>, Failure> {
         let from = SocketAddr::new(local.delivers_from(source.ip(), destination.ip()), 0);
         // The mark is for the routing that is made in workloads' own namespaces.
         let mark = if local.workload.is_host_network() { 0 } else { self.mark };
@@ -66,7 +66,7 @@ impl Dialler {
         from: SocketAddr,
         destination: SocketAddr,
         timeout: Duration,
-    ) -> Result<(TcpStream, Delivery), Miss> {
+    ) -> Result<Box<Dialled>, Miss> {
         let socket = bound.map_err(Miss::at_bind)?;
         let unreachable = |error| Miss::Failed(Failure::Application(error));
         let port = socket.local_addr().map_err(unreachable)?.as_socket().map_or(0, |address| address.port());
@@ -82,7 +82,8 @@ impl Dialler {
             .map_err(|_| Miss::Failed(Failure::ApplicationTimeout))?
             .map_err(Miss::at_connect)?;
         app.set_nodelay(true).map_err(unreachable)?;
-        Ok((app, delivery))
+        let own = app.local_addr().map_err(unreachable)?;
+        Ok(Box::new(Dialled { app, own, _delivery: delivery }))
     }
 
     /// Whether an application has closed its end of a connection and takes no others at that address. `false` where that
@@ -102,6 +103,14 @@ impl Dialler {
         }
         false
     }
+}
+
+/// A connection to an application. It counts as the daemon's own for as long as this lives.
+pub(super) struct Dialled {
+    pub(super) app: TcpStream,
+    /// This daemon's end.
+    pub(super) own: SocketAddr,
+    _delivery: Delivery,
 }
 
 /// Why one port did not do.

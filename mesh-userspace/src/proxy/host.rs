@@ -6,6 +6,7 @@ use super::relay::reset_on_close;
 use super::{Context, Failure, Outbound};
 use crate::datapath::Tuples;
 use crate::telemetry::connections::{EdgeKey, Party, Protocol, Reporter, Security, ServiceLabels};
+use mesh_common::flow::OriginalDestination;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
@@ -30,8 +31,9 @@ impl HostOutbound {
                 Err(spent) => return self.shed(&app, source, &spent),
             };
             let outbound = self.clone();
+            let source = SocketAddr::new(source.ip().to_canonical(), source.port());
             self.context.cores.serve(&tracker, app, |app, seat| async move {
-                outbound.connection(app, source).await;
+                outbound.connection(&app, source).await;
                 drop((held, seat));
             });
         })
@@ -53,20 +55,22 @@ impl HostOutbound {
         reset_on_close(app);
     }
 
-    async fn connection(&self, app: TcpStream, source: SocketAddr) {
-        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        if self.carry(&app, source).await.is_err() {
-            reset_on_close(&app);
+    async fn connection(&self, app: &TcpStream, source: SocketAddr) {
+        if self.carry(app, source).await.is_err() {
+            reset_on_close(app);
         }
     }
 
     async fn carry(&self, app: &TcpStream, source: SocketAddr) -> Result<(), Failure> {
-        let record = original_destination(&self.tuples, self.netns_cookie, source);
-        let record = record.inspect_err(|failure| self.unattributed(failure))?;
-        let local = self.context.locals.of_cgroup(record.cgroup());
-        let local = local.ok_or(Failure::UnknownCaller).inspect_err(|failure| self.unattributed(failure))?;
-        let outbound = Outbound { context: self.context.clone(), local, tuples: self.tuples.clone() };
-        outbound.carry(app, source, &record).await
+        let (outbound, record) = self.attribute(source).inspect_err(|failure| self.unattributed(failure))?;
+        outbound.carry(outbound.begin(app, source, &record)?).await
+    }
+
+    /// The workload whose connection it is, and the kernel's record.
+    fn attribute(&self, source: SocketAddr) -> Result<(Outbound, OriginalDestination), Failure> {
+        let record = original_destination(&self.tuples, self.netns_cookie, source)?;
+        let local = self.context.locals.of_cgroup(record.cgroup()).ok_or(Failure::UnknownCaller)?;
+        Ok((Outbound { context: self.context.clone(), local, tuples: self.tuples.clone() }, record))
     }
 
     /// A connection that is nobody's is counted nevertheless.

@@ -59,19 +59,20 @@ impl Inbound {
     }
 
     async fn stream(&self, incoming: Box<Incoming>) {
-        match self.admit(&incoming) {
-            Ok(admitted) => match incoming.header.protocol {
-                Protocol::Tcp => self.carry(incoming, admitted).await,
-                // On the heap: most streams are not for it, and every byte of this future is in all of them.
-                Protocol::Udp => Box::pin(self.carry_datagrams(*incoming, admitted)).await,
-            },
+        let admitted = match self.admit(&incoming) {
+            Ok(admitted) => Box::new(admitted),
             Err(refusal) => {
                 tracing::warn!(
                     reason = refusal.reason(), source = %incoming.source, claimed = %incoming.header.source,
                     destination = %incoming.header.destination, "refused a stream"
                 );
-                incoming.refuse(refusal);
+                return incoming.refuse(refusal);
             }
+        };
+        match incoming.header.protocol {
+            Protocol::Tcp => self.carry(incoming, admitted).await,
+            // On the heap: most streams are not for it, and every byte of this future is in all of them.
+            Protocol::Udp => Box::pin(self.carry_datagrams(*incoming, *admitted)).await,
         }
     }
 
@@ -113,7 +114,7 @@ impl Inbound {
         Ok((local, source.ok_or(Refusal::IdentityMismatch)?.clone()))
     }
 
-    async fn carry(&self, incoming: Box<Incoming>, admitted: Admitted) {
+    async fn carry(&self, incoming: Box<Incoming>, admitted: Box<Admitted>) {
         let session = self.begin(&incoming, &admitted);
         let _held = match self.judge(&incoming, &admitted, &session) {
             Ok(held) => held,
@@ -123,7 +124,7 @@ impl Inbound {
             }
         };
         // The snapshot is held no longer than the decision: a connection may last for days.
-        let Admitted { local, mut ticket, .. } = admitted;
+        let Admitted { local, mut ticket, .. } = *admitted;
         if let Err(failure) = self.deliver(incoming, &local, &session, &mut ticket).await {
             session.fail(&failure);
         }
@@ -179,24 +180,25 @@ impl Inbound {
             dialled = Box::pin(self.dialler.dial(local, source, destination, timeout)) => dialled,
             cut = ticket.cut() => Err(Failure::Cut(cut)),
         };
-        let (app, _delivery) = match dialled {
+        let dialled = match dialled {
             Ok(dialled) => dialled,
             Err(failure) => {
                 incoming.refuse(failure.refusal());
                 return Err(failure);
             }
         };
-        let stream = incoming.accept();
-        session.carried_by(&stream);
-        let own = app.local_addr().ok();
-        let delivering = Delivering { inbound: self, session, local, application: destination, own };
-        let progress = Progress::default();
+        let delivering = Delivering { inbound: self, session, local, application: destination, own: dialled.own };
+        let mut progress = Progress::default();
         let relayed = tokio::select! {
-            relayed = relay(&app, stream, &delivering, ticket, &progress, None) => relayed,
+            relayed = {
+                let stream = incoming.accept();
+                session.carried_by(&stream);
+                relay(&dialled.app, stream, &delivering, ticket, &mut progress, None)
+            } => relayed,
             () = local.removed.cancelled() => Err(Failure::WorkloadRemoved),
         };
         if relayed.is_err() {
-            reset_on_close(&app);
+            reset_on_close(&dialled.app);
         }
         relayed
     }
@@ -209,7 +211,7 @@ struct Delivering<'a> {
     local: &'a LocalWorkload,
     application: SocketAddr,
     /// This daemon's end.
-    own: Option<SocketAddr>,
+    own: SocketAddr,
 }
 
 impl Carried for Delivering<'_> {
@@ -222,10 +224,7 @@ impl Carried for Delivering<'_> {
     }
 
     async fn is_application_gone(&self) -> bool {
-        match self.own {
-            Some(own) => self.inbound.dialler.is_deserted(self.local, self.application, own).await,
-            None => false,
-        }
+        self.inbound.dialler.is_deserted(self.local, self.application, self.own).await
     }
 }
 
@@ -245,6 +244,6 @@ mod tests {
         fn size<A, B, R>(_: impl FnOnce(A, B) -> R) -> usize {
             size_of::<R>()
         }
-        assert!(size(Inbound::stream) <= 3584, "{}", size(Inbound::stream));
+        assert!(size(Inbound::stream) <= 1152, "{}", size(Inbound::stream));
     }
 }

@@ -6,8 +6,8 @@ use super::relay::{Carried, Progress, relay, reset_on_close};
 use super::route::{Calling, Route};
 use super::session::Session;
 use super::{Context, Failure, LocalWorkload};
+use crate::balance::EndpointId;
 use crate::datapath::Tuples;
-use crate::engine::Snapshot;
 use crate::model::{Protocol, Workload};
 use crate::runtime::Acceptor;
 use crate::telemetry::bounds::AcceptFailures;
@@ -39,8 +39,9 @@ impl Outbound {
             };
             let outbound = outbound.clone();
             let cores = outbound.context.cores.clone();
+            let source = SocketAddr::new(source.ip().to_canonical(), source.port());
             cores.serve(&tracker, app, |app, seat| async move {
-                outbound.connection(app, source).await;
+                outbound.connection(&app, source).await;
                 drop((held, seat));
             });
         })
@@ -55,27 +56,28 @@ impl Outbound {
         reset_on_close(app);
     }
 
-    async fn connection(&self, app: TcpStream, source: SocketAddr) {
-        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let carried = match original_destination(&self.tuples, self.local.namespace.cookie(), source) {
-            Ok(record) => self.carry(&app, source, &record).await,
-            Err(failure) => Err(failure).inspect_err(|failure| self.calling().unrouted(source, None, failure)),
+    async fn connection(&self, app: &TcpStream, source: SocketAddr) {
+        let record = original_destination(&self.tuples, self.local.namespace.cookie(), source);
+        let record = record.inspect_err(|failure| self.calling().unrouted(source, None, failure));
+        let carried = match record.and_then(|record| self.begin(app, source, &record)) {
+            Ok(begun) => self.carry(begun).await,
+            Err(failure) => Err(failure),
         };
         if carried.is_err() {
-            reset_on_close(&app);
+            reset_on_close(app);
         }
     }
 
-    /// Carries a connection of the workload to where it was going.
-    pub(super) async fn carry(
-        &self,
-        app: &TcpStream,
+    /// Finds out where a connection of the workload goes.
+    pub(super) fn begin<'a>(
+        &'a self,
+        app: &'a TcpStream,
         source: SocketAddr,
         record: &OriginalDestination,
-    ) -> Result<(), Failure> {
+    ) -> Result<Begun<'a>, Failure> {
         let destination = SocketAddr::from(record.endpoint());
         if self.context.dns.is_at(destination) {
-            return Box::pin(self.name(app)).await;
+            return Ok(Begun::Names(app));
         }
         let elsewhere = record.flags() & OriginalDestination::ELSEWHERE != 0;
         let own = own_address(&self.local.workload, source);
@@ -84,82 +86,26 @@ impl Outbound {
         let calling = self.calling();
         let route = calling.route(destination, own.ip(), among);
         let route = route.inspect_err(|failure| calling.unrouted(source, Some(destination), failure))?;
-        let session = {
-            let snapshot = self.context.snapshot.load();
-            Session::begin(&self.context, &calling.edge(&snapshot, &route), source, destination)
+        let snapshot = self.context.snapshot.load();
+        let session = Session::begin(&self.context, &calling.edge(&snapshot, &route), source, destination);
+        Ok(Begun::Call(Box::new(Call { outbound: self, app, own, destination, route, session, tried: Vec::new() })))
+    }
+
+    /// Carries it there.
+    pub(super) async fn carry(&self, begun: Begun<'_>) -> Result<(), Failure> {
+        let mut call = match begun {
+            Begun::Call(call) => call,
+            Begun::Names(app) => return Box::pin(self.name(app)).await,
         };
         let outcome = tokio::select! {
-            outcome = self.attempts(app, own, destination, route, &session) => outcome,
+            outcome = call.attempts() => outcome,
             () = self.local.removed.cancelled() => Err(Failure::WorkloadRemoved),
         };
-        outcome.inspect_err(|failure| session.fail(failure))
+        outcome.inspect_err(|failure| call.session.fail(failure))
     }
 
     pub(super) fn calling(&self) -> Calling<'_> {
         Calling { context: &self.context, local: &self.local, protocol: Protocol::Tcp }
-    }
-
-    /// Tries endpoints until one carries the connection to its end, for as long as no byte has been anywhere.
-    async fn attempts(
-        &self,
-        app: &TcpStream,
-        own: SocketAddr,
-        destination: SocketAddr,
-        mut route: Route,
-        session: &Session,
-    ) -> Result<(), Failure> {
-        app.set_nodelay(true).map_err(Failure::Local)?;
-        let (calling, mut tried) = (self.calling(), Vec::new());
-        loop {
-            let progress = Progress::default();
-            let Err(failure) = self.attempt(app, own, &mut route, session, &progress).await else { return Ok(()) };
-            let failure = self.explained(failure);
-            if let Some(picked) = &mut route.picked {
-                picked.attempt.broke(&failure);
-            }
-            if !(failure.is_retriable() && progress.is_untouched()) {
-                return Err(failure);
-            }
-            let Some(next) = calling.next_route(destination, own.ip(), route, &mut tried, &failure) else {
-                return Err(failure);
-            };
-            route = next;
-            session.rerouted(&self.context, &calling.edge(&self.context.snapshot.load(), &route));
-        }
-    }
-
-    /// One connection at one endpoint, from the verdict to its end.
-    async fn attempt(
-        &self,
-        app: &TcpStream,
-        own: SocketAddr,
-        route: &mut Route,
-        session: &Session,
-        progress: &Progress,
-    ) -> Result<(), Failure> {
-        let mut ticket = self.context.registry.enter(Live {
-            side: Side::Source,
-            caller: self.local.workload.clone(),
-            source: own.ip(),
-            destination: route.endpoint.workload.clone(),
-            port: route.endpoint.address.port(),
-        });
-        // What changes from here on, the registry knows.
-        let snapshot = self.context.snapshot.load_full();
-        session.routed(route.endpoint.address, &route.endpoint.workload.node);
-        session.ruled(&self.calling().authorize(own, &snapshot, route)?);
-        let stream = tokio::select! {
-            // On the heap, and gone before the relay starts.
-            opened = Box::pin(self.open(own, &snapshot, route)) => opened?,
-            cut = ticket.cut() => return Err(Failure::Cut(cut)),
-        };
-        // Held no longer than it is needed: a connection may last for days.
-        drop(snapshot);
-        route.connected(&self.context);
-        session.carried_by(&stream);
-        let carried = Carrying { session, attempt: route.picked.as_ref().map(|picked| &picked.attempt) };
-        let idle_timeout = route.traffic().and_then(|traffic| traffic.idle_timeout);
-        relay(app, stream, &carried, &mut ticket, progress, idle_timeout).await
     }
 
     /// Answers the DNS queries of a connection.
@@ -182,21 +128,101 @@ impl Outbound {
     fn is_removed(&self) -> bool {
         self.local.removed.is_cancelled() || self.local.known(&self.context.snapshot.load()).is_none()
     }
+}
 
-    async fn open(&self, own: SocketAddr, snapshot: &Snapshot, route: &Route) -> Result<Stream, Failure> {
-        let peer = self.calling().peer(snapshot, route)?;
+/// Where a connection goes.
+pub(super) enum Begun<'a> {
+    /// On the heap: what is handed on from future to future takes its room in each of them.
+    Call(Box<Call<'a>>),
+    /// To the mesh's own DNS.
+    Names(&'a TcpStream),
+}
+
+/// A connection that is being carried. Its steps are methods of it, so that no future keeps a copy of what they share.
+pub(super) struct Call<'a> {
+    outbound: &'a Outbound,
+    app: &'a TcpStream,
+    /// The address that the workload speaks under.
+    own: SocketAddr,
+    destination: SocketAddr,
+    route: Route,
+    session: Session,
+    tried: Vec<EndpointId>,
+}
+
+impl Call<'_> {
+    /// Tries endpoints until one carries the connection to its end, for as long as no byte has been anywhere.
+    async fn attempts(&mut self) -> Result<(), Failure> {
+        self.app.set_nodelay(true).map_err(Failure::Local)?;
+        loop {
+            let mut progress = Progress::default();
+            let Err(failure) = self.attempt(&mut progress).await else { return Ok(()) };
+            let failure = self.outbound.explained(failure);
+            if let Some(picked) = &mut self.route.picked {
+                picked.attempt.broke(&failure);
+            }
+            let goes_on = failure.is_retriable() && progress.is_untouched() && self.reroute(&failure);
+            if !goes_on {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Goes to another endpoint, if there is one to be tried.
+    fn reroute(&mut self, failure: &Failure) -> bool {
+        let Self { destination, own, tried, .. } = self;
+        let (calling, context) = (self.outbound.calling(), &self.outbound.context);
+        let Some(next) = calling.next_route(*destination, own.ip(), &mut self.route, tried, failure) else {
+            return false;
+        };
+        self.route = next;
+        self.session.rerouted(context, &calling.edge(&context.snapshot.load(), &self.route));
+        true
+    }
+
+    /// One connection at one endpoint, from the verdict to its end.
+    async fn attempt(&mut self, progress: &mut Progress) -> Result<(), Failure> {
+        let context = &self.outbound.context;
+        let mut ticket = context.registry.enter(Live {
+            side: Side::Source,
+            caller: self.outbound.local.workload.clone(),
+            source: self.own.ip(),
+            destination: self.route.endpoint.workload.clone(),
+            port: self.route.endpoint.address.port(),
+        });
+        let stream = tokio::select! {
+            // On the heap, and gone before the relay starts.
+            opened = Box::pin(self.open()) => opened?,
+            cut = ticket.cut() => return Err(Failure::Cut(cut)),
+        };
+        self.route.connected(context);
+        self.session.carried_by(&stream);
+        let carried =
+            Carrying { session: &self.session, attempt: self.route.picked.as_ref().map(|picked| &picked.attempt) };
+        let idle_timeout = self.route.traffic().and_then(|traffic| traffic.idle_timeout);
+        relay(self.app, stream, &carried, &mut ticket, progress, idle_timeout).await
+    }
+
+    /// Asks policy, and opens a stream to the endpoint. To be called when the connection is in the registry.
+    async fn open(&self) -> Result<Stream, Failure> {
+        let Self { outbound, route, session, own, .. } = self;
+        // What changes from here on, the registry knows.
+        let snapshot = outbound.context.snapshot.load_full();
+        session.routed(route.endpoint.address, &route.endpoint.workload.node);
+        session.ruled(&outbound.calling().authorize(*own, &snapshot, route)?);
+        let peer = outbound.calling().peer(&snapshot, route)?;
         let header = StreamHeader {
             protocol: Protocol::Tcp,
             destination: route.endpoint.address,
             service: route.service().map(ToString::to_string),
-            source: own,
+            source: *own,
             traceparent: None,
         };
         let transport = snapshot.mesh.as_ref().map_or_else(Default::default, |mesh| mesh.transport);
-        let tunnel = &self.context.tunnel;
+        let tunnel = &outbound.context.tunnel;
         Ok(match route.traffic() {
             Some(traffic) => {
-                let bound = traffic.connect_timeout.unwrap_or(self.context.connect_timeout);
+                let bound = traffic.connect_timeout.unwrap_or(outbound.context.connect_timeout);
                 tunnel.open_within(bound, transport, &peer, header).await?
             }
             None => tunnel.open(transport, &peer, header).await?,
@@ -275,6 +301,6 @@ mod tests {
         fn size<A, B, C, R>(_: impl FnOnce(A, B, C) -> R) -> usize {
             size_of::<R>()
         }
-        assert!(size(Outbound::connection) <= 3584, "{}", size(Outbound::connection));
+        assert!(size(Outbound::connection) <= 1024, "{}", size(Outbound::connection));
     }
 }

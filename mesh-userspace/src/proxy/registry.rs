@@ -10,9 +10,12 @@ use crate::model::Workload;
 use mesh_common::policy::Arrival;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
 /// Which end of the connection is on this node. Where both are, both are in the table.
@@ -167,10 +170,18 @@ pub struct Ticket {
 impl Ticket {
     /// Ends when the connection is to be cut. Not to be awaited again after that.
     pub async fn cut(&mut self) -> Cut {
-        match (&mut self.told).await {
-            Ok(cut) => cut,
+        poll_fn(|cx| self.poll_cut(cx)).await
+    }
+
+    /// [`Self::cut`], once.
+    pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<Cut> {
+        if self.told.is_terminated() {
+            return Poll::Pending;
+        }
+        match Pin::new(&mut self.told).poll(cx) {
+            Poll::Ready(Ok(cut)) => Poll::Ready(cut),
             // The table holds the sender for as long as this ticket lives.
-            Err(_) => std::future::pending().await,
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
         }
     }
 }

@@ -4,15 +4,19 @@ use super::Failure;
 use super::registry::Ticket;
 use crate::tunnel::codec::MAX_PAYLOAD;
 use crate::tunnel::{RecvHalf, ResetCode, SendHalf, Stream};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
+use rustix::buffer::spare_capacity;
+use rustix::net::SendFlags;
 use socket2::SockRef;
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 
 /// First read of a connection; reads grow while they fill the buffer.
 const SMALLEST_READ: usize = 4 * 1024;
@@ -45,37 +49,16 @@ pub trait Carried {
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Reads from and writes to the application, that of the end included.
-    steps: AtomicU64,
+    steps: u64,
     /// When the application's first bytes were read.
-    asked: OnceLock<Instant>,
+    asked: Option<Instant>,
 }
 
 impl Progress {
     /// Nothing was taken from the application and nothing was given to it: it cannot know where its connection ends.
     #[must_use]
     pub fn is_untouched(&self) -> bool {
-        self.steps.load(Relaxed) == 0
-    }
-
-    fn step(&self) {
-        self.steps.fetch_add(1, Relaxed);
-    }
-
-    /// Ends when nothing has passed for the timeout; never without one.
-    async fn silence(&self, timeout: Option<Duration>) {
-        let Some(timeout) = timeout else { return std::future::pending().await };
-        let period = timeout / LOOKS_PER_TIMEOUT;
-        // On the heap: most connections have no timeout, and every byte of this future is in all of them.
-        let mut pause = Box::pin(tokio::time::sleep(period));
-        let (mut seen, mut looks) = (self.steps.load(Relaxed), 0);
-        while looks < LOOKS_PER_TIMEOUT {
-            pause.as_mut().await;
-            let steps = self.steps.load(Relaxed);
-            looks = if steps == seen { looks + 1 } else { 0 };
-            seen = steps;
-            let next = pause.deadline() + period;
-            pause.as_mut().reset(next);
-        }
+        self.steps == 0
     }
 }
 
@@ -84,34 +67,31 @@ impl Progress {
 ///
 /// # Errors
 /// Why the connection did not end in order.
-pub async fn relay(
-    app: &TcpStream,
+pub fn relay<'a, C: Carried>(
+    app: &'a TcpStream,
     stream: Stream,
-    carried: &impl Carried,
-    ticket: &mut Ticket,
-    progress: &Progress,
+    carried: &'a C,
+    ticket: &'a mut Ticket,
+    progress: &'a mut Progress,
     idle_timeout: Option<Duration>,
-) -> Result<(), Failure> {
-    let (mut send, mut recv) = stream.split();
-    let outcome = tokio::select! {
-        // Made in its place: a future that is moved there takes its room twice.
-        outcome = async {
-            tokio::try_join!(upload(app, &mut send, carried, progress), download(app, &mut recv, carried, progress))
-        } => outcome.map(drop),
-        failure = socket_error(app) => Err(failure),
-        cut = ticket.cut() => Err(Failure::Cut(cut)),
-        () = progress.silence(idle_timeout) => Err(Failure::IdleTimeout),
+) -> impl Future<Output = Result<(), Failure>> + use<'a, C> {
+    let (send, recv) = stream.split();
+    let mut relay = Relay {
+        app,
+        send,
+        recv,
+        up: Up::Reading,
+        next_read: SMALLEST_READ,
+        down: Down::Receiving,
+        is_answered: false,
+        broken: None,
+        silence: idle_timeout.map(Silence::new),
+        opened: Instant::now(),
+        carried,
+        ticket,
+        progress,
     };
-    let told = match outcome {
-        Err(Failure::Cut(_)) => Some(ResetCode::DENIED),
-        Err(Failure::IdleTimeout) => Some(ResetCode::IDLE),
-        _ => None,
-    };
-    if let Some(code) = told {
-        send.reset(code);
-        recv.stop(code);
-    }
-    outcome
+    poll_fn(move |cx| relay.poll(cx))
 }
 
 /// Makes the socket answer with RST instead of FIN when it is dropped.
@@ -120,47 +100,188 @@ pub(super) fn reset_on_close(app: &TcpStream) {
     let _ = SockRef::from(app).set_linger(Some(Duration::ZERO));
 }
 
-/// What a direction has carried since others last had the thread.
-#[derive(Default)]
-struct Turn(usize);
+/// One connection. Written out as a state machine: thousands of them are idle at a time, and what a compiler makes of
+/// futures that wait for each other is several times as large and is polled by many steps.
+struct Relay<'a, C> {
+    app: &'a TcpStream,
+    send: SendHalf,
+    recv: RecvHalf,
+    up: Up<'a>,
+    next_read: usize,
+    down: Down,
+    is_answered: bool,
+    /// Waits for a failure of the socket once nothing else of it is waited for.
+    broken: Option<Pin<Box<dyn Future<Output = Failure> + Send + 'a>>>,
+    silence: Option<Silence>,
+    opened: Instant,
+    carried: &'a C,
+    ticket: &'a mut Ticket,
+    progress: &'a mut Progress,
+}
 
-impl Turn {
-    async fn carried(&mut self, bytes: usize) {
-        self.0 += bytes;
-        if self.0 >= TURN {
-            self.0 = 0;
-            tokio::task::yield_now().await;
+/// How the direction to the tunnel stands.
+enum Up<'a> {
+    Reading,
+    /// The tunnel takes no more for now.
+    Sending(Bytes),
+    /// The application has finished before anything has passed: is it there at all?
+    Asking(Pin<Box<dyn Future<Output = bool> + Send + 'a>>),
+    Finished,
+}
+
+/// How the direction to the application stands.
+enum Down {
+    Receiving,
+    /// The application takes no more for now.
+    Writing(Bytes),
+    Finished,
+}
+
+impl<C: Carried> Relay<'_, C> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if let Poll::Ready(cut) = self.ticket.poll_cut(cx) {
+            self.tell(ResetCode::DENIED);
+            return Poll::Ready(Err(Failure::Cut(cut)));
         }
+        let (up, down) = (self.poll_up(cx)?, self.poll_down(cx)?);
+        if up.is_ready() && down.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if self.silence.as_mut().is_some_and(|silence| silence.poll(cx, self.progress.steps).is_ready()) {
+            self.tell(ResetCode::IDLE);
+            return Poll::Ready(Err(Failure::IdleTimeout));
+        }
+        self.poll_broken(cx).map(Err)
+    }
+
+    /// Tells the peer why.
+    fn tell(&mut self, code: ResetCode) {
+        self.send.reset(code);
+        self.recv.stop(code);
+    }
+
+    /// Application to tunnel. No buffer is held while the application is silent.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let mut turn = 0;
+        loop {
+            match &mut self.up {
+                Up::Reading => {
+                    let bytes = ready!(poll_read(self.app, cx, self.next_read)).map_err(Failure::Local)?;
+                    if bytes.is_empty() {
+                        self.application_finished()?;
+                        continue;
+                    }
+                    self.next_read = next_read(self.next_read, bytes.len());
+                    self.progress.steps += 1;
+                    self.progress.asked.get_or_insert_with(Instant::now);
+                    self.carried.passed_to_tunnel(bytes.len() as u64);
+                    turn += bytes.len();
+                    self.up = Up::Sending(bytes);
+                }
+                Up::Sending(bytes) => {
+                    ready!(self.send.poll_send(cx, bytes))?;
+                    self.up = Up::Reading;
+                    if turn >= TURN {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                Up::Asking(asking) => {
+                    if ready!(asking.as_mut().poll(cx)) {
+                        return Poll::Ready(Err(Failure::ApplicationGone));
+                    }
+                    self.finish()?;
+                }
+                Up::Finished => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    fn application_finished(&mut self) -> Result<(), Failure> {
+        if !self.progress.is_untouched() {
+            return self.finish();
+        }
+        self.up = Up::Asking(Box::pin(self.carried.is_application_gone()));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Failure> {
+        self.up = Up::Finished;
+        Ok(self.send.finish()?)
+    }
+
+    /// Tunnel to application.
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let mut turn = 0;
+        loop {
+            match &mut self.down {
+                Down::Receiving => {
+                    let received = ready!(self.recv.poll_recv(cx))?;
+                    self.progress.steps += 1;
+                    let Some(bytes) = received else {
+                        self.down = Down::Finished;
+                        tell_end(self.app).map_err(Failure::Local)?;
+                        continue;
+                    };
+                    if !std::mem::replace(&mut self.is_answered, true) {
+                        self.carried.answered(self.progress.asked.unwrap_or(self.opened).elapsed());
+                    }
+                    turn += bytes.len();
+                    self.down = Down::Writing(bytes);
+                }
+                Down::Writing(bytes) => {
+                    let before = bytes.len();
+                    let written = poll_write_all(self.app, cx, bytes);
+                    self.carried.passed_from_tunnel((before - bytes.len()) as u64);
+                    ready!(written).map_err(Failure::Local)?;
+                    self.down = Down::Receiving;
+                    if turn >= TURN {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                Down::Finished => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Ready when the socket has failed, so that a reset is passed on at once even while neither direction touches the
+    /// socket: one half-closed or held up by the tunnel, the other waiting for the peer.
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        if matches!(self.up, Up::Reading) {
+            // Reading tells.
+            return Poll::Pending;
+        }
+        let app = self.app;
+        self.broken.get_or_insert_with(|| Box::pin(socket_error(app))).as_mut().poll(cx)
     }
 }
 
-/// Application to tunnel. No buffer is held while the application is silent.
-async fn upload(
-    app: &TcpStream,
-    send: &mut SendHalf,
-    carried: &impl Carried,
-    progress: &Progress,
-) -> Result<(), Failure> {
-    let mut size = SMALLEST_READ;
-    let mut turn = Turn::default();
-    loop {
-        app.readable().await.map_err(Failure::Local)?;
-        let mut buffer = BytesMut::with_capacity(size);
-        match app.try_read_buf(&mut buffer) {
-            Ok(0) if progress.is_untouched() && Box::pin(carried.is_application_gone()).await => {
-                return Err(Failure::ApplicationGone);
+/// Looks at a connection from time to time, and ends when nothing has passed for its timeout.
+struct Silence {
+    pause: Pin<Box<Sleep>>,
+    period: Duration,
+    seen: u64,
+    looks: u32,
+}
+
+impl Silence {
+    fn new(timeout: Duration) -> Self {
+        let period = timeout / LOOKS_PER_TIMEOUT;
+        Self { pause: Box::pin(sleep(period)), period, seen: 0, looks: 0 }
+    }
+
+    /// `steps`: what has passed so far.
+    fn poll(&mut self, cx: &mut Context<'_>, steps: u64) -> Poll<()> {
+        loop {
+            ready!(self.pause.as_mut().poll(cx));
+            self.looks = if steps == self.seen { self.looks + 1 } else { 0 };
+            self.seen = steps;
+            if self.looks == LOOKS_PER_TIMEOUT {
+                return Poll::Ready(());
             }
-            Ok(0) => return Ok(send.finish().await?),
-            Ok(read) => {
-                progress.step();
-                progress.asked.get_or_init(Instant::now);
-                carried.passed_to_tunnel(read as u64);
-                size = next_read(size, read);
-                send.send(buffer.freeze()).await?;
-                turn.carried(read).await;
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(Failure::Local(error)),
+            let next = self.pause.deadline() + self.period;
+            self.pause.as_mut().reset(next);
         }
     }
 }
@@ -176,48 +297,62 @@ fn next_read(size: usize, read: usize) -> usize {
     }
 }
 
-/// Tunnel to application.
-async fn download(
+/// What a socket has to read, at most `size` bytes; nothing at its end.
+fn poll_read(app: &TcpStream, cx: &mut Context<'_>, size: usize) -> Poll<io::Result<Bytes>> {
+    loop {
+        ready!(app.poll_read_ready(cx))?;
+        let mut buffer = Vec::with_capacity(size);
+        let read = attempt(app, Interest::READABLE, size, || Ok(rustix::io::read(app, spare_capacity(&mut buffer))?))?;
+        if read.is_some() {
+            return Poll::Ready(Ok(buffer.into()));
+        }
+    }
+}
+
+/// Writes `bytes`, of which what is not written yet remains.
+fn poll_write_all(app: &TcpStream, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
+    while !bytes.is_empty() {
+        ready!(app.poll_write_ready(cx))?;
+        let write = || Ok(rustix::net::send(app, bytes, SendFlags::NOSIGNAL)?);
+        match attempt(app, Interest::WRITABLE, bytes.len(), write)? {
+            Some(0) => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
+            Some(written) => bytes.advance(written),
+            None => {}
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// Does something with a socket that is ready; `None` if it was not. One that does less than it was asked to is known not
+/// to be ready any more, which saves asking the kernel again.
+fn attempt(
     app: &TcpStream,
-    recv: &mut RecvHalf,
-    carried: &impl Carried,
-    progress: &Progress,
-) -> Result<(), Failure> {
-    let opened = Instant::now();
-    let mut is_first = true;
-    let mut turn = Turn::default();
-    while let Some(chunk) = recv.recv().await? {
-        let length = chunk.len();
-        progress.step();
-        if std::mem::take(&mut is_first) {
-            carried.answered(progress.asked.get().unwrap_or(&opened).elapsed());
-        }
-        write_all(app, chunk).await.map_err(Failure::Local)?;
-        carried.passed_from_tunnel(length as u64);
-        turn.carried(length).await;
+    interest: Interest,
+    asked: usize,
+    act: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<Option<usize>> {
+    let mut done = None;
+    let outcome = app.try_io(interest, || {
+        let count = act()?;
+        done = Some(count);
+        if (1..asked).contains(&count) { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match outcome {
+        Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+        _ => Ok(done),
     }
-    progress.step();
+}
+
+/// Tells the application that nothing follows.
+fn tell_end(app: &TcpStream) -> io::Result<()> {
     match SockRef::from(app).shutdown(Shutdown::Write) {
-        // The application has already closed: there is nobody left to tell.
+        // It has already closed: there is nobody left to tell.
         Err(error) if error.kind() == ErrorKind::NotConnected => Ok(()),
-        other => other.map_err(Failure::Local),
+        other => other,
     }
 }
 
-async fn write_all(app: &TcpStream, mut chunk: Bytes) -> io::Result<()> {
-    while !chunk.is_empty() {
-        match app.try_write(&chunk) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => bytes::Buf::advance(&mut chunk, written),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => app.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Ends when the socket fails, so that a reset is passed on at once even while neither direction touches the socket
-/// (one half-closed, the other waiting for the peer).
+/// Ends when the socket fails.
 async fn socket_error(app: &TcpStream) -> Failure {
     if let Err(error) = app.ready(Interest::ERROR).await {
         return Failure::Local(error);
@@ -233,32 +368,23 @@ async fn socket_error(app: &TcpStream) -> Failure {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn silence_is_noticed_once_nothing_has_passed_for_the_timeout() {
-        let timeout = Duration::from_secs(8);
-        let progress = Progress::default();
+    /// When silence ends, while something passes at the given moments.
+    async fn silent_after(timeout: Duration, steps: &[Duration]) -> Duration {
         let start = tokio::time::Instant::now();
-        let chatter = async {
-            for _ in 0..5 {
-                tokio::time::sleep(Duration::from_secs(3)).await;
-                progress.step();
-            }
-        };
-        let silent = async {
-            progress.silence(Some(timeout)).await;
-            start.elapsed()
-        };
-        let ((), silent) = tokio::join!(chatter, silent);
-        let spoken = Duration::from_secs(15);
-        assert!(silent >= spoken + timeout && silent <= spoken + timeout * 5 / 4, "{silent:?}");
+        let mut silence = Silence::new(timeout);
+        poll_fn(|cx| silence.poll(cx, steps.iter().filter(|step| start.elapsed() >= **step).count() as u64)).await;
+        start.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_timeout_silence_lasts() {
-        let waiting = tokio::time::timeout(Duration::from_hours(24), async {
-            Progress::default().silence(None).await;
-        });
-        assert!(waiting.await.is_err());
+    async fn silence_is_noticed_once_nothing_has_passed_for_the_timeout() {
+        let timeout = Duration::from_secs(8);
+        let steps: Vec<_> = (1..=5).map(|step| step * Duration::from_secs(3)).collect();
+        let silent = silent_after(timeout, &steps).await;
+        let spoken = Duration::from_secs(15);
+        assert!(silent >= spoken + timeout && silent <= spoken + timeout * 5 / 4, "{silent:?}");
+        let silent = silent_after(timeout, &[]).await;
+        assert!(silent >= timeout && silent <= timeout * 5 / 4, "{silent:?}");
     }
 
     #[test]

@@ -94,11 +94,11 @@ impl Calling<'_> {
         &self,
         destination: SocketAddr,
         caller: IpAddr,
-        failed: Route,
+        failed: &mut Route,
         tried: &mut Vec<EndpointId>,
         failure: &Failure,
     ) -> Option<Route> {
-        let Picked { traffic, attempt, .. } = failed.picked?;
+        let Picked { traffic, attempt, .. } = failed.picked.take()?;
         tried.push(attempt.id());
         if tried.len() > traffic.retry.attempts as usize {
             if traffic.retry.attempts > 0 {

@@ -12,9 +12,8 @@ use super::{Config, ResetCode, StreamError};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -239,16 +238,15 @@ pub(super) struct RouteSend {
 }
 
 impl RouteSend {
-    pub(super) async fn send(&mut self, mut bytes: Bytes) -> Result<(), StreamError> {
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<Result<(), StreamError>> {
         let length = bytes.len();
-        poll_fn(|cx| {
+        {
             // The lock is held until the lane has taken the bytes: a move cannot come between.
             let state = self.route.lock();
             let Leg { lane, id } = &state.current;
-            lane.poll_send(cx, *id, &mut bytes)
-        })
-        .await?;
-        self.route.count(length)
+            ready!(lane.poll_send(cx, *id, bytes))?;
+        }
+        Poll::Ready(self.route.count(length))
     }
 
     pub(super) fn finish(&mut self) -> Result<(), StreamError> {
@@ -280,11 +278,7 @@ pub(super) struct RouteRecv {
 }
 
 impl RouteRecv {
-    pub(super) async fn recv(&mut self) -> Result<Option<Bytes>, StreamError> {
-        poll_fn(|cx| self.poll_recv(cx)).await
-    }
-
-    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
+    pub(super) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
         loop {
             if self.is_over {
                 return Poll::Ready(Ok(None));

@@ -5,6 +5,8 @@ use super::quic::{QUIC, QuicRecv, QuicSend};
 use super::route::{RouteRecv, RouteSend};
 use super::{ResetCode, StreamError, TlsSession};
 use bytes::Bytes;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
 
 /// One application connection between two nodes.
 #[derive(Debug)]
@@ -56,10 +58,18 @@ impl SendHalf {
     ///
     /// # Errors
     /// If the peer wants no more, the connection between the nodes ended, or the direction was ended before.
-    pub async fn send(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+    pub async fn send(&mut self, mut bytes: Bytes) -> Result<(), StreamError> {
+        poll_fn(|cx| self.poll_send(cx, &mut bytes)).await
+    }
+
+    /// [`SendHalf::send`], once: what is not taken yet stays in `bytes`, and must be what the next call begins with.
+    ///
+    /// # Errors
+    /// As [`SendHalf::send`].
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<Result<(), StreamError>> {
         match &mut self.0 {
-            SendKind::Lane(half) => half.send(bytes).await,
-            SendKind::Quic(half) => half.send(bytes).await,
+            SendKind::Lane(half) => half.poll_send(cx, bytes),
+            SendKind::Quic(half) => half.poll_send(cx, bytes),
         }
     }
 
@@ -67,8 +77,7 @@ impl SendHalf {
     ///
     /// # Errors
     /// As [`SendHalf::send`].
-    #[expect(clippy::unused_async, reason = "a transport may have to wait before it can say so")]
-    pub async fn finish(&mut self) -> Result<(), StreamError> {
+    pub fn finish(&mut self) -> Result<(), StreamError> {
         match &mut self.0 {
             SendKind::Lane(half) => half.finish(),
             SendKind::Quic(half) => half.finish(),
@@ -100,10 +109,17 @@ impl RecvHalf {
     /// # Errors
     /// If the peer gave up or the connection between the nodes ended.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, StreamError> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// [`RecvHalf::recv`], once.
+    ///
+    /// # Errors
+    /// As [`RecvHalf::recv`].
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
         match &mut self.0 {
-            RecvKind::Lane(half) => half.recv().await,
-            // On the heap: it is large, and every byte of this future is in all connections, of which few are over QUIC.
-            RecvKind::Quic(half) => Box::pin(half.recv()).await,
+            RecvKind::Lane(half) => half.poll_recv(cx),
+            RecvKind::Quic(half) => half.poll_recv(cx),
         }
     }
 

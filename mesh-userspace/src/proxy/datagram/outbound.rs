@@ -233,7 +233,7 @@ impl Serving {
             if !is_undelivered(&failure) || flow.life.is_answered() {
                 return Err(failure);
             }
-            let next = calling.next_route(call.destination, call.own.ip(), route, &mut tried, &failure);
+            let next = calling.next_route(call.destination, call.own.ip(), &mut route, &mut tried, &failure);
             let Some(next) = next else { return Err(failure) };
             route = next;
             flow.reopen();

@@ -57,11 +57,12 @@ pub(super) async fn probe(
     let probing = async {
         // From its own address: the workload is asked by nobody but its node.
         let dialled = dialler.dial(local, endpoint, endpoint, check.timeout).await;
-        let (stream, _delivery) = dialled.map_err(|failure| unreached(&failure))?;
+        let mut dialled = dialled.map_err(|failure| unreached(&failure))?;
+        let app = &mut dialled.app;
         match &check.probe {
             Probe::Tcp => Ok(()),
-            Probe::Http { path, host } => http(stream, path, host.as_deref(), endpoint).await,
-            Probe::Grpc { service } => grpc(stream, service, endpoint).await,
+            Probe::Http { path, host } => http(app, path, host.as_deref(), endpoint).await,
+            Probe::Grpc { service } => grpc(app, service, endpoint).await,
         }
     };
     timeout(check.timeout, probing).await.unwrap_or(Err(Unhealthy::Timeout))

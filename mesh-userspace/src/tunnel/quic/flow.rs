@@ -12,6 +12,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use quinn::{Connection, SendStream};
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
@@ -141,14 +142,15 @@ impl DatagramFlow {
                 let mut framed = BytesMut::with_capacity(2 + payload.len());
                 framed.put_u16(u16::try_from(payload.len()).unwrap_or(u16::MAX));
                 framed.put(payload);
-                self.send.send(framed.freeze()).await?;
+                let mut framed = framed.freeze();
+                poll_fn(|cx| self.send.poll_send(cx, &mut framed)).await?;
             }
             // The sender that this holds keeps the queue open.
             std::future::pending().await
         };
         let read = async {
             let mut pending = BytesMut::new();
-            while let Some(bytes) = self.recv.recv().await? {
+            while let Some(bytes) = poll_fn(|cx| self.recv.poll_recv(cx)).await? {
                 pending.put(bytes);
                 while let Some(payload) = take_framed(&mut pending) {
                     (self.sink)(&payload);

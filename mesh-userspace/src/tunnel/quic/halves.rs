@@ -4,7 +4,9 @@ use crate::telemetry::tunnel::TunnelBytes;
 use crate::tunnel::{ResetCode, StreamError};
 use bytes::{Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 /// Packets' worth of bytes handed on at once.
 const PIECES: usize = 48;
@@ -24,18 +26,28 @@ impl QuicSend {
         Self { stream, is_over: false, usage }
     }
 
-    pub(in crate::tunnel) async fn send(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+    /// Takes `bytes` from the front as far as there is room.
+    pub(in crate::tunnel) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &mut Bytes,
+    ) -> Poll<Result<(), StreamError>> {
         if self.is_over {
-            return Err(StreamError::Ended);
+            return Poll::Ready(Err(StreamError::Ended));
         }
-        let length = bytes.len();
-        self.stream.write_chunk(bytes).await.map_err(|error| match error {
-            WriteError::Stopped(code) => StreamError::Stopped(reset_code(code)),
-            WriteError::ClosedStream => StreamError::Ended,
-            WriteError::ConnectionLost(_) | WriteError::ZeroRttRejected => StreamError::LaneClosed,
-        })?;
-        self.usage.sent.inc_by(length as u64);
-        Ok(())
+        while !bytes.is_empty() {
+            let mut left = [std::mem::take(bytes)];
+            // A new future each time: what waits for room is the stream, the future holds nothing.
+            let written = pin!(self.stream.write_chunks(&mut left)).poll(cx);
+            [*bytes] = left;
+            let written = ready!(written).map_err(|error| match error {
+                WriteError::Stopped(code) => StreamError::Stopped(reset_code(code)),
+                WriteError::ClosedStream => StreamError::Ended,
+                WriteError::ConnectionLost(_) | WriteError::ZeroRttRejected => StreamError::LaneClosed,
+            })?;
+            self.usage.sent.inc_by(written.bytes as u64);
+        }
+        Poll::Ready(Ok(()))
     }
 
     pub(in crate::tunnel) fn finish(&mut self) -> Result<(), StreamError> {
@@ -70,12 +82,13 @@ impl QuicRecv {
         Self { stream, is_over: false, usage }
     }
 
-    pub(in crate::tunnel) async fn recv(&mut self) -> Result<Option<Bytes>, StreamError> {
+    pub(in crate::tunnel) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
         if self.is_over {
-            return Ok(None);
+            return Poll::Ready(Ok(None));
         }
         let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
-        let count = self.stream.read_chunks(&mut pieces).await.map_err(|error| match error {
+        // As in `poll_send`.
+        let count = ready!(pin!(self.stream.read_chunks(&mut pieces)).poll(cx)).map_err(|error| match error {
             ReadError::Reset(code) => StreamError::Reset(reset_code(code)),
             ReadError::ClosedStream => StreamError::Ended,
             ReadError::ConnectionLost(_) | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
@@ -84,11 +97,11 @@ impl QuicRecv {
         })?;
         let Some(count) = count else {
             self.is_over = true;
-            return Ok(None);
+            return Poll::Ready(Ok(None));
         };
         let bytes = join(&mut pieces[..count]);
         self.usage.received.inc_by(bytes.len() as u64);
-        Ok(Some(bytes))
+        Poll::Ready(Ok(Some(bytes)))
     }
 
     pub(in crate::tunnel) fn stop(&mut self, code: ResetCode) {

@@ -70,14 +70,14 @@ async fn a_finished_direction_leaves_the_other_open(choice: TransportChoice) {
     let world = World::new(choice);
     let (mut send, mut recv) = world.halves("hash").await;
     send.send(pattern(0, 10)).await.unwrap();
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     drop(send);
     assert_eq!(read_all(&mut recv).await.len(), 16);
     // The other way round: the server finishes first.
     let (mut send, mut recv) = world.halves("source:20").await;
     assert_eq!(read_pattern(&mut recv).await, Ok(20));
     send.send(Bytes::from_static(b"more")).await.unwrap();
-    send.finish().await.unwrap();
+    send.finish().unwrap();
 }
 
 async fn a_refusal_arrives_with_its_reason(choice: TransportChoice) {
@@ -114,7 +114,7 @@ async fn a_reset_and_a_dropped_half_are_no_end_of_file(choice: TransportChoice) 
     drop(send);
     assert_eq!(read_all(&mut recv).await, b"Reset(ResetCode(0))");
     let (mut send, mut recv) = world.halves("outcome").await;
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     drop(send);
     assert_eq!(read_all(&mut recv).await, b"finished");
 }
@@ -157,7 +157,7 @@ async fn a_sender_is_held_back_while_the_far_reader_sleeps(choice: TransportChoi
     let bound = if choice == Lanes { 256 * 1024 + 64 * 1024 + 16_000 } else { 1024 * 1024 + 16_000 };
     assert!(total > 200_000 && total <= bound, "{total} bytes were taken");
     world.wake.notify_one();
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     // Of the chunk that had to wait QUIC may have taken a part; a lane took none.
     let read = u64::from_be_bytes(read_all(&mut recv).await.try_into().unwrap());
     let is_whole = if choice == Lanes { read == total } else { (total..total + 16_000).contains(&read) };
@@ -203,7 +203,7 @@ async fn two_hundred_streams_at_once_keep_their_bytes(choice: TransportChoice) {
                     }
                     assert!(back == bytes, "stream {number} got another's bytes");
                 }
-                send.finish().await.unwrap();
+                send.finish().unwrap();
                 assert_eq!(within(recv.recv()).await, Ok(None));
             })
         })
@@ -320,7 +320,7 @@ async fn a_drained_tunnel_finishes_what_it_has_and_opens_nothing(choice: Transpo
     })
     .await;
     send.send(Bytes::from_static(b"last words")).await.unwrap();
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     assert_eq!(read_all(&mut recv).await, b"last words");
     drop((send, recv));
     within(drain).await.unwrap();
@@ -330,7 +330,7 @@ async fn a_drained_tunnel_finishes_what_it_has_and_opens_nothing(choice: Transpo
 async fn an_idle_connection_expires_and_the_next_stream_dials_anew(choice: TransportChoice) {
     let world = World::with(choice, |config| config.idle_timeout = std::time::Duration::from_millis(100));
     let (mut send, mut recv) = world.halves("echo").await;
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     assert_eq!(within(recv.recv()).await, Ok(None));
     drop((send, recv));
     until("the pool is empty", || world.tunnel.lanes().is_empty()).await;
@@ -346,7 +346,7 @@ async fn streams_share_a_connection_and_leave_none_behind(choice: TransportChoic
         send.send(pattern(turn, 100)).await.unwrap();
         // Some end well, some are dropped in the middle.
         if turn % 2 == 0 {
-            send.finish().await.unwrap();
+            send.finish().unwrap();
             read_all(&mut recv).await;
         }
     }

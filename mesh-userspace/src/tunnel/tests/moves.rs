@@ -43,7 +43,7 @@ async fn a_download_moves_and_keeps_its_bytes() {
     let (mut send, mut recv) = world.halves("source:8000000").await;
     assert_eq!(read_pattern(&mut recv).await, Ok(8_000_000));
     assert_eq!(world.metric("tunnel_streams_moved_total", &["inbound"]), 1);
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     drop((send, recv));
     until("the exclusive lane is free", || exclusive(&world) == [0]).await;
 }
@@ -111,7 +111,7 @@ async fn a_moved_sender_is_held_back_by_a_sleeping_reader_and_loses_nothing() {
     other.send(Bytes::from_static(b"not held up")).await.unwrap();
     assert_eq!(within(echo.recv()).await, Ok(Some(Bytes::from_static(b"not held up"))));
     world.wake.notify_one();
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     assert_eq!(read_all(&mut recv).await, total.to_be_bytes());
 }
 

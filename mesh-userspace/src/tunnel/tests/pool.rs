@@ -147,6 +147,6 @@ async fn an_old_lane_is_replaced_and_its_streams_go_on() {
     drop(world.open("echo").await.unwrap());
     assert_eq!(world.metric("tunnel_lanes_opened_total", &["outbound"]), 2);
     send.send(bytes::Bytes::from_static(b"still here")).await.unwrap();
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     assert_eq!(read_all(&mut recv).await, b"still here");
 }

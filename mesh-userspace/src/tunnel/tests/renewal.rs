@@ -97,7 +97,7 @@ async fn echo_until(mut halves: (SendHalf, RecvHalf), chunk: usize, pause: Durat
         total += chunk as u64;
         tokio::time::sleep(pause).await;
     }
-    halves.0.finish().await.unwrap();
+    halves.0.finish().unwrap();
     assert_eq!(within(halves.1.recv()).await, Ok(None));
 }
 
@@ -177,7 +177,7 @@ async fn ends_resets_and_a_sleeping_reader_come_through_moves() {
     }
     world.wake.notify_waiters();
     assert_eq!(read_all(&mut rest).await, 100_000_u64.to_be_bytes());
-    asleep.finish().await.unwrap();
+    asleep.finish().unwrap();
     assert_eq!(read_all(&mut slept).await, total.to_be_bytes());
     renewed.assert_none_lost();
     drop((resetting, stopping, half, asleep, outcome, rest, slept));
@@ -219,7 +219,7 @@ async fn a_renewal_that_comes_late_is_in_time_as_long_as_the_old_certificate_las
     server.renew(&authority, 3600);
     world.until_metric("tunnel_streams_moved_total", &["outbound", "renewal"], 1).await;
     send.send(Bytes::from_static(b"still here")).await.unwrap();
-    send.finish().await.unwrap();
+    send.finish().unwrap();
     assert_eq!(read_all(&mut recv).await, b"still here");
     assert_eq!(world.metric("tunnel_lanes_closed_total", &["expired"]), 0);
 }

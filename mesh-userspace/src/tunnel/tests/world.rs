@@ -205,7 +205,7 @@ pub(super) async fn send_pattern(send: &mut SendHalf, total: u64, chunk: usize) 
         within(send.send(pattern(offset, length))).await.unwrap();
         offset += length as u64;
     }
-    send.finish().await.unwrap();
+    send.finish().unwrap();
 }
 
 pub(super) async fn read_all(recv: &mut RecvHalf) -> Vec<u8> {
@@ -246,11 +246,11 @@ async fn application(incoming: Incoming, wake: Arc<Notify>) {
                     return;
                 }
             }
-            let _ = send.finish().await;
+            let _ = send.finish();
         }
         "whoami" => {
             let _ = send.send(Bytes::copy_from_slice(source.as_str().as_bytes())).await;
-            let _ = send.finish().await;
+            let _ = send.finish();
         }
         "source" => {
             let mut offset = 0;
@@ -261,7 +261,7 @@ async fn application(incoming: Incoming, wake: Arc<Notify>) {
                 }
                 offset += length as u64;
             }
-            let _ = send.finish().await;
+            let _ = send.finish();
             // The caller's direction stays open until it ends it.
             while let Ok(Some(_)) = recv.recv().await {}
         }
@@ -274,13 +274,13 @@ async fn application(incoming: Incoming, wake: Arc<Notify>) {
             }
             let answer = [length.to_be_bytes(), hasher.finish().to_be_bytes()].concat();
             send.send(answer.into()).await.unwrap();
-            send.finish().await.unwrap();
+            send.finish().unwrap();
         }
         "sleep" => {
             wake.notified().await;
             let count = read_pattern(&mut recv).await.unwrap();
             let _ = send.send(Bytes::copy_from_slice(&count.to_be_bytes())).await;
-            let _ = send.finish().await;
+            let _ = send.finish();
         }
         "reset" => {
             let _ = send.send(Bytes::from_static(b"partial")).await;
@@ -291,7 +291,7 @@ async fn application(incoming: Incoming, wake: Arc<Notify>) {
             recv.stop(ResetCode(9));
             wake.notified().await;
             let _ = send.send(Bytes::from_static(b"still here")).await;
-            let _ = send.finish().await;
+            let _ = send.finish();
         }
         "outcome" => {
             // Tells how the caller's direction ended.
@@ -303,7 +303,7 @@ async fn application(incoming: Incoming, wake: Arc<Notify>) {
                 }
             };
             let _ = send.send(outcome.into()).await;
-            let _ = send.finish().await;
+            let _ = send.finish();
         }
         other => panic!("no application {other}"),
     }
