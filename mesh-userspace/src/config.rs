@@ -32,6 +32,8 @@ pub struct Config {
     pub connections: usize,
     /// Threads that carry traffic; `None`: one for each processor that the process may use.
     pub threads: Option<NonZeroUsize>,
+    /// The share of one processor that these threads may take for waiting awake.
+    pub polling: f64,
     /// How long SIGTERM waits for connections to end by themselves.
     pub drain: Duration,
     /// The certificate authority that runs inside this daemon, if one does.
@@ -162,6 +164,7 @@ impl Default for RawDatapath {
 struct RawLimits {
     connections: Option<usize>,
     threads: Option<NonZeroUsize>,
+    polling: Option<f64>,
 }
 
 /// A tracing filter: `info`, `debug`, `info,mesh_userspace::tunnel=debug`.
@@ -272,6 +275,7 @@ impl Config {
             log: raw.log.checked()?,
             connections: raw.limits.connections()?,
             threads: raw.limits.threads()?,
+            polling: raw.limits.polling()?,
             drain: duration(&raw.drain).context("drain")?,
             ca: raw.ca.map(ca::RawAuthority::checked).transpose()?,
         })
@@ -295,6 +299,12 @@ impl RawLimits {
         ensure!(is_sound, "limits.threads: from 1 to {MAX_THREADS}");
         Ok(self.threads)
     }
+
+    fn polling(&self) -> Result<f64> {
+        let polling = self.polling.unwrap_or(POLLING);
+        ensure!((0.0..=1.0).contains(&polling), "limits.polling: a share of one processor, from 0 (never) to 1");
+        Ok(polling)
+    }
 }
 
 impl RawLog {
@@ -311,6 +321,8 @@ impl RawLog {
 
 /// Connections carried at once, if nothing else is said: descriptors run out before.
 const MAX_CONNECTIONS: usize = 1_048_576;
+/// Of one processor, for waiting awake.
+const POLLING: f64 = 0.5;
 /// More than any machine has processors.
 const MAX_THREADS: usize = 4_096;
 /// Port of the daemon's listeners inside workloads' network namespaces.
@@ -358,7 +370,7 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
         assert_eq!(config.admin.listen.port(), 9415);
         assert_eq!(config.datapath.pin, "nodemesh");
         assert_eq!(config.drain, Duration::from_secs(5));
-        assert_eq!((config.connections, config.threads), (1_048_576, None));
+        assert_eq!((config.connections, config.threads, config.polling), (1_048_576, None, 0.5));
     }
 
     #[test]
@@ -396,6 +408,7 @@ tunnel: {listen: ['10.0.0.1:15008', '[fd00::1]:15008']}
             ("listen: [", "congestionControl: fast, listen: [", "congestionControl"),
             ("}\n", "}\nlimits: {connections: 0}\n", "limits.connections"),
             ("}\n", "}\nlimits: {threads: 5000}\n", "limits.threads"),
+            ("}\n", "}\nlimits: {polling: 2}\n", "limits.polling"),
             ("nodemesh/identity}", "nodemesh/identity, ca: {address: []}}", "identity.ca.address"),
             ("nodemesh/identity}", "nodemesh/identity, ca: {address: [here]}}", "address"),
         ] {

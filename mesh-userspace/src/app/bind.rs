@@ -9,7 +9,7 @@ use crate::netns::Namespaces;
 use crate::proxy::{
     Balancers, Budget, Carried, Context, Datagrams, Edges, EndpointHealth, LocalWorkloads, Registry, Reports,
 };
-use crate::runtime::{Cores, Room};
+use crate::runtime::{Cores, Polled, Room};
 use crate::telemetry::balance::BalanceMetrics;
 use crate::telemetry::catalog::CatalogMetrics;
 use crate::telemetry::datagrams::DatagramMetrics;
@@ -18,6 +18,7 @@ use crate::telemetry::dns::DnsMetrics;
 use crate::telemetry::flows::FlowMetrics;
 use crate::telemetry::live::LiveConnections;
 use crate::telemetry::plaintext::PlaintextCallers;
+use crate::telemetry::polling;
 use crate::telemetry::tunnel::TunnelMetrics;
 use crate::telemetry::{Build, Metrics};
 use crate::tunnel::Tunnel;
@@ -112,6 +113,11 @@ impl App {
         let shared = context.clone();
         bounds.add(move || shared.levels());
         bounds.show(metrics.registry());
+        let cores = context.cores.clone();
+        polling::register(metrics.registry(), move || {
+            let Polled { time, pauses } = cores.polled();
+            (time, pauses)
+        });
         sources::register_kernel(&mut metrics, datapath.counters(), &identities);
         let left_out = LeftOut::register(metrics.registry(), &FITTED);
         Ok(Self {

@@ -89,7 +89,7 @@ impl Command {
                 telemetry::logging::init(&config.log.filter, config.log.format)?;
                 let runtime =
                     tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROL_THREADS).enable_all().build()?;
-                let (cores, _threads) = Cores::start(config.threads, netns::enter_from_this_thread)
+                let (cores, _threads) = Cores::start(config.threads, config.polling, netns::enter_from_this_thread)
                     .context("cannot start the threads that carry traffic")?;
                 runtime.block_on(async { App::bind(config, cores).await?.run().await })
             }

@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::registry::Ticket;
+use crate::runtime::{Conversation, Direction};
 use crate::tunnel::codec::MAX_PAYLOAD;
 use crate::tunnel::{RecvHalf, ResetCode, SendHalf, Stream};
 use bytes::{Buf as _, Bytes};
@@ -87,6 +88,7 @@ pub fn relay<'a, C: Carried>(
         broken: None,
         silence: idle_timeout.map(Silence::new),
         opened: Instant::now(),
+        conversation: Conversation::default(),
         carried,
         ticket,
         progress,
@@ -114,6 +116,7 @@ struct Relay<'a, C> {
     broken: Option<Pin<Box<dyn Future<Output = Failure> + Send + 'a>>>,
     silence: Option<Silence>,
     opened: Instant,
+    conversation: Conversation,
     carried: &'a C,
     ticket: &'a mut Ticket,
     progress: &'a mut Progress,
@@ -180,6 +183,7 @@ impl<C: Carried> Relay<'_, C> {
                 }
                 Up::Sending(bytes) => {
                     ready!(self.send.poll_send(cx, bytes))?;
+                    self.conversation.passed(Direction::ToTunnel);
                     self.up = Up::Reading;
                     if turn >= TURN {
                         cx.waker().wake_by_ref();
@@ -234,6 +238,7 @@ impl<C: Carried> Relay<'_, C> {
                     let written = poll_write_all(self.app, cx, bytes);
                     self.carried.passed_from_tunnel((before - bytes.len()) as u64);
                     ready!(written).map_err(Failure::Local)?;
+                    self.conversation.passed(Direction::FromTunnel);
                     self.down = Down::Receiving;
                     if turn >= TURN {
                         cx.waker().wake_by_ref();

@@ -4,20 +4,19 @@
 //! that waits for sockets is woken for every packet of a connection that another one is already reading: half of the
 //! time that small messages took, and a tenth of bulk's (docs/PERFORMANCE.md).
 
+mod threads;
+
+pub use threads::CoreThreads;
+
+use super::polling::{Allowance, Polled};
 use std::cell::Cell;
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::sync_channel;
-use std::thread::JoinHandle;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder, Handle};
-use tokio_util::sync::CancellationToken;
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-/// Tasks polled before sockets are looked at: bulk's take a good part of a millisecond each.
-const TASKS_BETWEEN_LOOKS: u32 = 16;
 /// A connection stays where it was accepted while that core has at most this many more than the one that has fewest, and
 /// a quarter: to hand it over costs waking another thread.
 const SLACK: usize = 1;
@@ -29,20 +28,16 @@ thread_local! {
 
 /// A handle to the threads.
 #[derive(Clone, Debug)]
-pub struct Cores(Arc<[Core]>);
+pub struct Cores {
+    cores: Arc<[Core]>,
+    allowance: Option<Arc<Allowance>>,
+}
 
 #[derive(Debug)]
 struct Core {
     handle: Handle,
     /// Connections that it serves.
     load: AtomicUsize,
-}
-
-/// The threads themselves; dropping this ends them, with everything that they serve.
-#[derive(Debug)]
-pub struct CoreThreads {
-    stop: CancellationToken,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// A connection's place on a core: it counts there while this lives.
@@ -54,41 +49,22 @@ pub struct Seat {
 }
 
 impl Cores {
-    /// Starts so many threads, or one for each processor that the process may use; each prepares itself first.
-    ///
-    /// # Errors
-    /// If threads cannot be started or prepared, or have no descriptors for their runtimes.
-    pub fn start(threads: Option<NonZeroUsize>, prepare: fn() -> io::Result<()>) -> io::Result<(Self, CoreThreads)> {
-        let count = threads.map_or_else(std::thread::available_parallelism, Ok)?.get();
-        let mut threads = CoreThreads { stop: CancellationToken::new(), threads: Vec::with_capacity(count) };
-        let mut cores = Vec::with_capacity(count);
-        for index in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().event_interval(TASKS_BETWEEN_LOOKS).build()?;
-            cores.push(Core { handle: runtime.handle().clone(), load: AtomicUsize::new(0) });
-            let stop = threads.stop.clone();
-            let (report, prepared) = sync_channel(1);
-            let thread = std::thread::Builder::new().name(format!("data-{index}")).spawn(move || {
-                HERE.set(Some(index));
-                // The starter waits for exactly this.
-                let _ = report.send(prepare());
-                runtime.block_on(stop.cancelled());
-                runtime.shutdown_background();
-            })?;
-            threads.threads.push(thread);
-            prepared.recv().map_err(io::Error::other)??;
-        }
-        Ok((Self(cores.into()), threads))
-    }
-
     /// The runtime of the caller in place of threads. Must be called inside a tokio runtime.
     #[must_use]
     pub fn current() -> Self {
-        Self([Core { handle: Handle::current(), load: AtomicUsize::new(0) }].into())
+        let cores = [Core { handle: Handle::current(), load: AtomicUsize::new(0) }].into();
+        Self { cores, allowance: None }
     }
 
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.cores.len()
+    }
+
+    /// What was spent on waiting awake.
+    #[must_use]
+    pub fn polled(&self) -> Polled {
+        self.allowance.as_ref().map_or_else(Polled::default, |allowance| allowance.polled())
     }
 
     /// The core of this thread; the first one on threads that are none.
@@ -108,7 +84,7 @@ impl Cores {
     /// If there are not as many.
     #[must_use]
     pub fn handle(&self, index: usize) -> &Handle {
-        &self.0[index].handle
+        &self.cores[index].handle
     }
 
     /// Serves a connection that was accepted here, on this core or one that has less to do. The future keeps the seat by
@@ -160,34 +136,23 @@ impl Cores {
             Some(here) if self.load(here) <= least + least / 4 + SLACK => here,
             _ => idlest,
         };
-        self.0[index].load.fetch_add(1, Relaxed);
+        self.cores[index].load.fetch_add(1, Relaxed);
         Seat { cores: self.clone(), index }
     }
 
     fn load(&self, index: usize) -> usize {
-        self.0[index].load.load(Relaxed)
+        self.cores[index].load.load(Relaxed)
     }
 
     fn is_here(&self, index: usize) -> bool {
         // Without threads of their own, all are.
-        HERE.get().map_or_else(|| self.0[index].handle.id() == Handle::current().id(), |here| here == index)
+        HERE.get().map_or_else(|| self.cores[index].handle.id() == Handle::current().id(), |here| here == index)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.cores.0[self.index].load.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Drop for CoreThreads {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread that carries traffic has panicked");
-            }
-        }
+        self.cores.cores[self.index].load.fetch_sub(1, Relaxed);
     }
 }
 
@@ -195,6 +160,7 @@ impl Drop for CoreThreads {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use std::num::NonZeroUsize;
     use std::sync::Mutex;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -202,7 +168,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(30);
 
     fn two() -> (Cores, CoreThreads) {
-        Cores::start(NonZeroUsize::new(2), || Ok(())).unwrap()
+        Cores::start(NonZeroUsize::new(2), 0.5, || Ok(())).unwrap()
     }
 
     async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
@@ -283,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_cannot_be_prepared_is_no_start() {
-        let error = Cores::start(NonZeroUsize::new(1), || Err(io::Error::other("not here"))).unwrap_err();
+        let error = Cores::start(NonZeroUsize::new(1), 0.0, || Err(io::Error::other("not here"))).unwrap_err();
         assert_eq!(error.to_string(), "not here");
     }
 }

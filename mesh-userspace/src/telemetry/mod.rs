@@ -20,6 +20,7 @@ pub mod live;
 pub mod logging;
 pub mod plaintext;
 pub mod policy;
+pub mod polling;
 mod process;
 pub mod tunnel;
 

@@ -36,6 +36,7 @@ pub(super) fn full() -> Metrics {
     names.upstream_answered(std::time::Duration::from_millis(3));
     names.upstream_failed("timeout");
     bounds::register(metrics.registry(), || vec![bounds::Bound { name: "descriptors", used: 1, capacity: 2, hits: 3 }]);
+    polling::register(metrics.registry(), || (std::time::Duration::from_millis(5), 2));
     metrics.accepts().count("tunnel", "descriptors");
     let authority = CaMetrics::register(metrics.registry());
     authority.prepare(&["workload"], &["not_scheduled"]);
