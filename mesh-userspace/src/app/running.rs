@@ -10,6 +10,7 @@ use crate::identity::Identities;
 use crate::proxy::{Context, Dialler, HealthChecks, Inbound, PlaintextSweep};
 use crate::runtime::{Ready, Tasks};
 use crate::telemetry::flows::FlowMetrics;
+use crate::telemetry::logging;
 use anyhow::{Context as _, Result, anyhow, bail};
 use mesh_common::event::FlowRecord;
 use std::collections::BTreeSet;
@@ -176,13 +177,8 @@ impl App {
                         continue;
                     }
                 }
-                let mut taken = 0_usize;
-                while let Some(event) = books.events.take() {
-                    books.enter(event);
-                    taken += 1;
-                    if taken.is_multiple_of(RECORDS_PER_TURN) {
-                        tokio::task::yield_now().await;
-                    }
+                while books.enter_some() {
+                    tokio::task::yield_now().await;
                 }
             }
         });
@@ -280,6 +276,19 @@ struct Books {
 }
 
 impl Books {
+    /// Enters what has been told, as much as a turn allows. Says whether there may be more.
+    fn enter_some(&mut self) -> bool {
+        logging::gathered(|| {
+            for _ in 0..RECORDS_PER_TURN {
+                match self.events.take() {
+                    Some(event) => self.enter(event),
+                    None => return false,
+                }
+            }
+            true
+        })
+    }
+
     fn enter(&self, event: Event) {
         match event {
             Event::Flow(record) => {
@@ -297,9 +306,7 @@ impl Books {
 impl Drop for Books {
     /// What was told to the last is not lost because it was still gathering.
     fn drop(&mut self) {
-        while let Some(event) = self.events.take() {
-            self.enter(event);
-        }
+        while self.enter_some() {}
     }
 }
 

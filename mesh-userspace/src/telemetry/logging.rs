@@ -6,11 +6,14 @@
 //! *trace*: each frame.
 
 use super::access_line::AccessLines;
+use super::log_lines::Lines;
 use serde::Deserialize;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+pub use super::log_lines::gathered;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -86,7 +89,7 @@ impl Filter {
 /// If the filter is not valid (see [`Filter::parse`]), or the process has a log already.
 pub fn init(filter: &str, format: Format) -> Result<(), InitError> {
     let filter = Filter::parse(filter)?;
-    let subscriber = subscriber(&filter, format, std::io::stderr().is_terminal(), std::io::stderr);
+    let subscriber = subscriber(&filter, format, std::io::stderr().is_terminal(), Lines(std::io::stderr));
     tracing::subscriber::set_global_default(subscriber).map_err(|_| InitError::AlreadySet)
 }
 

@@ -17,6 +17,7 @@ mod exposition;
 pub mod flows;
 mod limit;
 pub mod live;
+mod log_lines;
 pub mod logging;
 pub mod plaintext;
 pub mod policy;
