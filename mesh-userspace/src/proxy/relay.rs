@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::registry::Ticket;
-use crate::runtime::{Conversation, Direction};
+use crate::runtime::{Conversation, Direction, Turn, let_others};
 use crate::tunnel::codec::MAX_PAYLOAD;
 use crate::tunnel::{RecvHalf, ResetCode, SendHalf, Stream};
 use bytes::{Buf as _, Bytes};
@@ -24,9 +24,6 @@ const SMALLEST_READ: usize = 4 * 1024;
 /// Large reads are what makes bulk cheap: fewer wake-ups, full TLS records. Whole frames: a rest would be a record and a
 /// packet of its own.
 const LARGEST_READ: usize = 4 * MAX_PAYLOAD;
-/// A direction lets others have the thread after this much: tokio counts operations, of which 128 large ones take
-/// milliseconds.
-const TURN: usize = 512 * 1024;
 /// A silent connection is looked at this many times within its idle timeout: it ends at most a quarter late, and no
 /// timer is touched per packet.
 const LOOKS_PER_TIMEOUT: u32 = 4;
@@ -165,11 +162,11 @@ impl<C: Carried> Relay<'_, C> {
 
     /// Application to tunnel. No buffer is held while the application is silent.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        let mut turn = 0;
+        let mut turn = Turn::default();
         loop {
             match &mut self.up {
                 Up::Reading => {
-                    let bytes = ready!(poll_read(self.app, cx, self.next_read)).map_err(Failure::Local)?;
+                    let bytes = ready!(poll_read(self.app, cx, Turn::piece(self.next_read))).map_err(Failure::Local)?;
                     if bytes.is_empty() {
                         self.application_finished()?;
                         continue;
@@ -178,16 +175,15 @@ impl<C: Carried> Relay<'_, C> {
                     self.progress.steps += 1;
                     self.progress.asked.get_or_insert_with(Instant::now);
                     self.carried.passed_to_tunnel(bytes.len() as u64);
-                    turn += bytes.len();
+                    turn.add(bytes.len());
                     self.up = Up::Sending(bytes);
                 }
                 Up::Sending(bytes) => {
                     ready!(self.send.poll_send(cx, bytes))?;
                     self.conversation.passed(Direction::ToTunnel);
                     self.up = Up::Reading;
-                    if turn >= TURN {
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
+                    if turn.is_over() {
+                        return let_others(cx);
                     }
                 }
                 Up::Asking(asking) => {
@@ -216,7 +212,7 @@ impl<C: Carried> Relay<'_, C> {
 
     /// Tunnel to application.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        let mut turn = 0;
+        let mut turn = Turn::default();
         loop {
             match &mut self.down {
                 Down::Receiving => {
@@ -230,7 +226,7 @@ impl<C: Carried> Relay<'_, C> {
                     if !std::mem::replace(&mut self.is_answered, true) {
                         self.carried.answered(self.progress.asked.unwrap_or(self.opened).elapsed());
                     }
-                    turn += bytes.len();
+                    turn.add(bytes.len());
                     self.down = Down::Writing(bytes);
                 }
                 Down::Writing(bytes) => {
@@ -240,9 +236,8 @@ impl<C: Carried> Relay<'_, C> {
                     ready!(written).map_err(Failure::Local)?;
                     self.conversation.passed(Direction::FromTunnel);
                     self.down = Down::Receiving;
-                    if turn >= TURN {
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
+                    if turn.is_over() {
+                        return let_others(cx);
                     }
                 }
                 Down::Finished => return Poll::Ready(Ok(())),

@@ -8,6 +8,7 @@ mod polling;
 mod ready;
 mod room;
 mod task;
+mod turn;
 
 pub use accept::Acceptor;
 pub use congestion::unpace;
@@ -17,3 +18,4 @@ pub use polling::{Conversation, Direction, Polled};
 pub use ready::{Blocker, Ready};
 pub use room::{Level, Place, Room};
 pub use task::{Exit, Tasks};
+pub use turn::{Turn, let_others};

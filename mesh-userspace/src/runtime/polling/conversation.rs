@@ -1,6 +1,7 @@
 //! Which answers usually come soon.
 
 use super::AWAITED;
+use crate::runtime::turn;
 use std::time::{Duration, Instant};
 
 /// What usually takes longer than this is slept for.
@@ -36,6 +37,7 @@ impl Conversation {
             && last != direction
         {
             self.learn(direction, now.duration_since(at));
+            turn::talked(now);
             self.release();
         }
         self.last = Some((direction, now));

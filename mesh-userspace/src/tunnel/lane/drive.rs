@@ -1,6 +1,7 @@
 //! The task that drives a lane's socket and watches its deadlines.
 
 use super::{Closing, INLINE_STREAMS, Lane};
+use crate::runtime::{Turn, let_others};
 use crate::tunnel::Config;
 use crate::tunnel::codec::LaneToken;
 use crate::tunnel::machine::{Event, Side};
@@ -18,8 +19,6 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 const SHORTEST_TICK: Duration = Duration::from_millis(5);
 /// Ciphertext read at once.
 const READ: usize = 128 * 1024;
-/// Reads before other tasks get the thread: tokio's own budget of 128 operations would be milliseconds of decryption.
-const READS: u32 = 4;
 
 thread_local! {
     /// Read into by every lane of the thread, so that a lane at rest holds no buffer.
@@ -125,7 +124,7 @@ impl Drop for CloseOnDrop<'_> {
 impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
     /// Ready when the lane is to be closed.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closing> {
-        let mut reads = 0;
+        let mut turn = Turn::default();
         loop {
             let wants_read = {
                 let mut state = self.lane.lock();
@@ -138,7 +137,10 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
             let mut has_progress = false;
             if wants_read {
                 match self.poll_read(cx) {
-                    Poll::Ready(Ok(())) => has_progress = true,
+                    Poll::Ready(Ok(bytes)) => {
+                        has_progress = true;
+                        turn.add(bytes);
+                    }
                     Poll::Ready(Err(Closing::Peer)) => return Poll::Ready(self.end_of_peer()),
                     Poll::Ready(Err(closing)) => return Poll::Ready(closing),
                     Poll::Pending => {}
@@ -146,12 +148,10 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
             }
             let written = self.write(cx);
             if has_progress && !matches!(written, Written::Yielded) {
-                reads += 1;
-                if reads < READS {
+                if !turn.is_over() {
                     continue;
                 }
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return let_others(cx);
             }
             match written {
                 Written::Yielded => return Poll::Pending,
@@ -168,14 +168,15 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
         }
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closing>> {
+    /// The bytes that were read.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Closing>> {
         if !self.has_read {
             // The handshake may have read ahead.
             self.has_read = true;
-            return Poll::Ready(self.feed(&[]));
+            return Poll::Ready(self.feed(&[]).map(|()| 0));
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            let mut buffer = ReadBuf::new(&mut scratch[..Turn::piece(READ)]);
             let result = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
             if let Err(error) = result {
                 tracing::debug!(%error, "cannot read from a lane");
@@ -185,7 +186,7 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
                 return Poll::Ready(Err(Closing::Peer));
             }
             self.last_read = Instant::now();
-            Poll::Ready(self.feed(buffer.filled()))
+            Poll::Ready(self.feed(buffer.filled()).map(|()| buffer.filled().len()))
         })
     }
 
@@ -237,7 +238,7 @@ impl<F: Fn(&Arc<Lane>, Offer)> Driver<'_, F> {
             let is_blocked = state.is_blocked;
             if !is_blocked && state.machine.has_transmit() {
                 // A long writer: others get the lane's lock in between.
-                cx.waker().wake_by_ref();
+                let _pending: Poll<()> = let_others(cx);
             }
             let wakers = state.drain_events();
             drop(state);
