@@ -132,10 +132,10 @@ impl Server {
         });
         let guard = closing.drop_guard();
         let mut addresses = Vec::new();
-        for &address in &shared.config.listen {
+        for (index, &address) in shared.config.listen.iter().enumerate() {
             let (listener, socket) = bind_both(address)?;
             addresses.push(listener.local_addr()?);
-            serve(&shared, socket)?;
+            serve(&shared, socket, index % shared.cores.count())?;
             let unsettled = shared.config.congestion.prepare(&listener)?;
             tokio::spawn(accept_lanes(Arc::clone(&shared), listener, unsettled));
         }

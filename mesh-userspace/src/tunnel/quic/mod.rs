@@ -9,6 +9,7 @@ mod halves;
 mod pool;
 mod pooled;
 mod server;
+mod socket;
 
 pub use flow::{Carried, DatagramFlow, FlowSender, Lost, Sink};
 pub(super) use halves::{QuicRecv, QuicSend};

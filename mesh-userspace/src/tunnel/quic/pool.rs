@@ -3,6 +3,7 @@
 use super::flow::{DatagramFlow, Flows, Registration, Sink};
 use super::halves::{QuicRecv, QuicSend};
 use super::pooled::{Connections, Pooled, peer_end};
+use super::socket::Together;
 use super::{CLOSED, OPENED, QUIC, enlarge, transport};
 use crate::identity::{Identities, PeerRefusal, server_name};
 use crate::model::{SpiffeId, WorkloadUid};
@@ -298,8 +299,7 @@ impl Pool {
             if peer.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
         let socket = std::net::UdpSocket::bind(any)?;
         enlarge(&socket);
-        let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("QUIC needs a tokio runtime"))?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime)?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(Together))?;
         *slot = Some(endpoint.clone());
         Ok(endpoint)
     }

@@ -4,6 +4,7 @@ use super::flow::{DatagramFlow, Flows, Sink};
 use super::halves::{QuicRecv, QuicSend, Use};
 use super::pool::{closed_reason, refusal};
 use super::pooled::peer_end;
+use super::socket::Together;
 use super::{CLOSED, OPENED, QUIC, code, enlarge, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
@@ -72,12 +73,13 @@ fn refuse(mut send: SendStream, mut recv: RecvStream, refusal: Refusal) {
     let _ = recv.stop(VarInt::from_u32(0));
 }
 
-/// Takes connections on `socket` until the server drains.
-pub(in crate::tunnel) fn serve(shared: &Arc<Shared>, socket: std::net::UdpSocket) -> io::Result<()> {
-    let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("QUIC needs a tokio runtime"))?;
+/// Takes connections on `socket` until the server drains; packets are read on that core.
+pub(in crate::tunnel) fn serve(shared: &Arc<Shared>, socket: std::net::UdpSocket, core: usize) -> io::Result<()> {
     let configs = Configs { transport: transport(&shared.config), made: None };
     enlarge(&socket);
-    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime)?;
+    // A thread that carries traffic: one that does not would wake one for every packet.
+    let _there = shared.cores.handle(core).enter();
+    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(Together))?;
     tokio::spawn(accept_connections(Arc::clone(shared), endpoint, configs));
     Ok(())
 }
