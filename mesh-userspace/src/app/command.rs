@@ -4,7 +4,6 @@ use super::App;
 use super::cleanup::cleanup;
 use crate::ca;
 use crate::config::{CaConfig, Config, duration};
-use crate::identity::gather_entropy;
 use crate::model::{ObjectName, TrustDomain};
 use crate::runtime::Cores;
 use crate::{netns, telemetry};
@@ -92,9 +91,6 @@ impl Command {
                     tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROL_THREADS).enable_all().build()?;
                 let (cores, _threads) = Cores::start(config.threads, config.polling, netns::enter_from_this_thread)
                     .context("cannot start the threads that carry traffic")?;
-                for core in 0..cores.count() {
-                    cores.handle(core).spawn(async { gather_entropy() });
-                }
                 runtime.block_on(async { App::bind(config, cores).await?.run().await })
             }
             Verb::CheckConfig(file) => {

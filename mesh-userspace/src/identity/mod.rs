@@ -39,7 +39,6 @@ pub use name::server_name;
 pub use refusal::PeerRefusal;
 pub use source::{Answer, CertificateSource, SignedChain, SigningRequest, SourceError, TrustBundle};
 pub use status::{CertificateStatus, Issuance, State};
-pub use tls::gather_entropy;
 
 /// The application protocol that both sides of a tunnel agree on.
 pub const ALPN: &[u8] = b"nodemesh/1";

@@ -29,13 +29,6 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
-/// Draws this thread's first random number. Before it, the library gathers entropy from the processor's timing: 20 ms that the
-/// first handshake would wait for.
-pub fn gather_entropy() {
-    // Where it cannot, handshakes fail and say so.
-    let _drawn = provider().secure_random.fill(&mut [0]);
-}
-
 /// `source` speaks to `destination`. Sessions are kept in the configuration, so they cannot leave the pair.
 pub(super) fn client_config(
     roots: &Arc<RootCertStore>,

@@ -12,11 +12,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use tokio::sync::oneshot;
+use std::task::{Context, Poll, Waker};
 
 /// Which end of the connection is on this node. Where both are, both are in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +89,30 @@ impl Live {
 #[derive(Debug)]
 struct Entry {
     live: Live,
-    /// Taken when it is used.
-    cut: Mutex<Option<oneshot::Sender<Cut>>>,
+    told: Mutex<Told>,
+}
+
+/// What a connection has been told: a channel would be an allocation for each of thousands.
+#[derive(Debug)]
+enum Told {
+    /// Nothing yet; who is to be woken.
+    Nothing(Option<Waker>),
+    Cut(Box<Cut>),
+    /// It knows, or has ended.
+    Heard,
+}
+
+impl Entry {
+    /// Says whether the connection was there to be told, and had not been.
+    fn tell(&self, cut: Cut) -> bool {
+        let mut told = lock(&self.told);
+        let Told::Nothing(waker) = &mut *told else { return false };
+        let waker = waker.take();
+        *told = Told::Cut(Box::new(cut));
+        drop(told);
+        waker.into_iter().for_each(Waker::wake);
+        true
+    }
 }
 
 const SHARDS: usize = 16;
@@ -113,11 +133,10 @@ impl Registry {
     /// Lists a connection until the ticket is dropped.
     #[must_use]
     pub fn enter(&self, live: Live) -> Ticket {
-        let (cut, told) = oneshot::channel();
         let id = self.0.next.fetch_add(1, Relaxed);
-        let entry = Arc::new(Entry { live, cut: Mutex::new(Some(cut)) });
-        lock(self.0.shard(id)).insert(id, entry);
-        Ticket { table: self.0.clone(), id, told }
+        let entry = Arc::new(Entry { live, told: Mutex::new(Told::Nothing(None)) });
+        lock(self.0.shard(id)).insert(id, entry.clone());
+        Ticket { table: self.0.clone(), id, entry }
     }
 
     /// Cuts what may not go on in this picture of the mesh; returns each reason and how often. Costs a look at every
@@ -132,8 +151,7 @@ impl Registry {
             for entry in entries {
                 let Some(why) = entry.live.judge(snapshot) else { continue };
                 let reason = why.reason();
-                let told = lock(&entry.cut).take().is_some_and(|cut| cut.send(why).is_ok());
-                *cut.entry(reason).or_default() += u64::from(told);
+                *cut.entry(reason).or_default() += u64::from(entry.tell(why));
             }
         }
         cut.retain(|_, count| *count > 0);
@@ -164,7 +182,7 @@ impl Table {
 pub struct Ticket {
     table: Arc<Table>,
     id: u64,
-    told: oneshot::Receiver<Cut>,
+    entry: Arc<Entry>,
 }
 
 impl Ticket {
@@ -175,13 +193,15 @@ impl Ticket {
 
     /// [`Self::cut`], once.
     pub fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<Cut> {
-        if self.told.is_terminated() {
-            return Poll::Pending;
-        }
-        match Pin::new(&mut self.told).poll(cx) {
-            Poll::Ready(Ok(cut)) => Poll::Ready(cut),
-            // The table holds the sender for as long as this ticket lives.
-            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+        let mut told = lock(&self.entry.told);
+        match std::mem::replace(&mut *told, Told::Heard) {
+            Told::Cut(cut) => Poll::Ready(*cut),
+            Told::Heard => Poll::Pending,
+            Told::Nothing(known) => {
+                let known = known.filter(|known| known.will_wake(cx.waker()));
+                *told = Told::Nothing(known.or_else(|| Some(cx.waker().clone())));
+                Poll::Pending
+            }
         }
     }
 }
@@ -189,6 +209,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         lock(self.table.shard(self.id)).remove(&self.id);
+        *lock(&self.entry.told) = Told::Heard;
     }
 }
 

@@ -3,15 +3,18 @@
 use super::super::fixture::{catalog, id, name, policy, snapshot, workload};
 use super::*;
 use crate::model::PolicyAction;
-use tokio::sync::oneshot::error::TryRecvError;
+use std::time::Duration;
 
 fn live(side: Side) -> Live {
     let (client, server) = (workload("client", "10.0.0.1"), workload("server", "10.0.0.2"));
     Live { side, caller: client.into(), source: [10, 0, 0, 1].into(), destination: server.into(), port: 8080 }
 }
 
-fn told(ticket: &mut Ticket) -> Result<Cut, TryRecvError> {
-    ticket.told.try_recv()
+fn told(ticket: &mut Ticket) -> Option<Cut> {
+    match ticket.poll_cut(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(cut) => Some(cut),
+        Poll::Pending => None,
+    }
 }
 
 #[test]
@@ -19,7 +22,7 @@ fn an_unchanged_mesh_cuts_nothing() {
     let registry = Registry::default();
     let mut tickets: Vec<_> = [Side::Source, Side::Destination].map(|side| registry.enter(live(side))).into();
     assert!(registry.recheck(&snapshot(catalog())).is_empty());
-    assert!(tickets.iter_mut().all(|ticket| told(ticket) == Err(TryRecvError::Empty)));
+    assert!(tickets.iter_mut().all(|ticket| told(ticket).is_none()));
 }
 
 #[test]
@@ -39,7 +42,7 @@ fn a_policy_that_denies_cuts_both_ends_and_no_other_connection() {
         let cut = told(ticket).unwrap();
         assert_eq!(cut.to_string(), "deny: denied by rule 0 of policy shop/block");
     }
-    assert_eq!(told(&mut other), Err(TryRecvError::Empty));
+    assert_eq!(told(&mut other), None);
     assert!(registry.recheck(&changed).is_empty(), "each is cut once");
 }
 
@@ -69,9 +72,9 @@ fn a_caller_that_is_gone_or_another_is_cut_at_the_destination() {
         let mut source = registry.enter(live(Side::Source));
         let mut destination = registry.enter(live(Side::Destination));
         assert_eq!(registry.recheck(&snapshot(changed)), HashMap::from([("source_gone", 1)]));
-        assert_eq!(told(&mut destination), Ok(Cut::SourceGone));
+        assert_eq!(told(&mut destination), Some(Cut::SourceGone));
         // The source's own node disarms it.
-        assert_eq!(told(&mut source), Err(TryRecvError::Empty));
+        assert_eq!(told(&mut source), None);
     }
 }
 
@@ -83,7 +86,22 @@ fn a_destination_with_another_identity_is_cut() {
     let registry = Registry::default();
     let mut ticket = registry.enter(live(Side::Source));
     assert_eq!(registry.recheck(&snapshot(changed)), HashMap::from([("destination_changed", 1)]));
-    assert_eq!(told(&mut ticket), Ok(Cut::DestinationChanged));
+    assert_eq!(told(&mut ticket), Some(Cut::DestinationChanged));
+}
+
+#[tokio::test]
+async fn whoever_waits_to_be_cut_is_woken_and_told_once() {
+    let registry = Registry::default();
+    let mut ticket = registry.enter(live(Side::Source));
+    let waiting = tokio::spawn(async move { (ticket.cut().await, ticket) });
+    // It waits from here on.
+    tokio::task::yield_now().await;
+    let mut changed = catalog();
+    changed.policies.insert(name("block"), policy("block", PolicyAction::Deny, "client").into());
+    assert_eq!(registry.recheck(&snapshot(changed)), HashMap::from([("denied", 1)]));
+    let (cut, mut ticket) = tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap();
+    assert_eq!(cut.reason(), "denied");
+    assert_eq!(told(&mut ticket), None);
 }
 
 #[test]
