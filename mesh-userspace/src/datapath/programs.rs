@@ -12,7 +12,10 @@ use aya::{Ebpf, EbpfLoader};
 use mesh_common::maps;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NODEMESH_EBPF_OBJECT"));
 
@@ -35,6 +38,9 @@ const CGROUP_PROGRAMS: [(&str, AttachType); 10] = [
     ("mesh_connect4", AttachType::Connect4),
     ("mesh_connect6", AttachType::Connect6),
 ];
+
+/// Threads that have programs checked, at most.
+const LOADERS: usize = 4;
 
 /// An attachment as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,16 +76,7 @@ impl Programs {
         // The programs read no kernel structure, so there is nothing to relocate against the kernel's own BTF, which
         // takes tens of megabytes to hold. (The object's BTF, which ORIG needs, is loaded in any case.)
         let mut ebpf = loader.btf(None).load(OBJECT).context("cannot load the eBPF object")?;
-        for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::CgroupSock(program) => program.load(),
-                Program::SockOps(program) => program.load(),
-                Program::SkLookup(program) => program.load(),
-                other => return Err(anyhow!("program {name} is of the unexpected type {:?}", other.prog_type())),
-            };
-            loaded.with_context(|| format!("the kernel refuses program {name}"))?;
-        }
+        load_all(ebpf.programs_mut())?;
         drop(loader);
         return_freed_memory();
         Ok(Self(ebpf))
@@ -134,6 +131,36 @@ impl Programs {
         };
         Ok(fd.with_context(|| format!("program {name} is not loaded"))?.as_fd())
     }
+}
+
+/// Has the kernel check the programs, on several processors: it is half of the daemon's start.
+fn load_all<'a>(programs: impl Iterator<Item = (&'a str, &'a mut Program)> + Send) -> anyhow::Result<()> {
+    let waiting = Mutex::new(programs);
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let load = || {
+        while let Some((name, program)) = next() {
+            load(name, program)?;
+        }
+        anyhow::Ok(())
+    };
+    let helpers = thread::available_parallelism().map_or(0, |count| count.get() - 1).min(LOADERS - 1);
+    thread::scope(|scope| {
+        let helpers: Vec<_> = (0..helpers).map(|_| scope.spawn(load)).collect();
+        let own = load();
+        let all = helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        all.chain([own]).collect()
+    })
+}
+
+fn load(name: &str, program: &mut Program) -> anyhow::Result<()> {
+    let loaded = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        other => return Err(anyhow!("program {name} is of the unexpected type {:?}", other.prog_type())),
+    };
+    loaded.with_context(|| format!("the kernel refuses program {name}"))
 }
 
 fn cgroup_pin(pins: &Pins, program: &str, cgroup: &Cgroup) -> PathBuf {
