@@ -87,23 +87,27 @@ impl Inner {
         self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), transmit))
     }
 
-    /// Sends what waits.
+    /// Sends what waits, all of it or, where the socket takes no more, a part.
     fn flush(&self, waiting: &mut Waiting) -> io::Result<()> {
         let Some(way) = waiting.way else { return Ok(()) };
-        self.send_now(&Transmit {
-            destination: way.destination,
-            ecn: way.ecn,
-            contents: &waiting.bytes,
-            segment_size: Some(way.segment),
-            src_ip: way.source,
-        })?;
-        waiting.bytes.clear();
+        while !waiting.bytes.is_empty() {
+            let length = waiting.bytes.len().min(self.room(way.segment));
+            self.send_now(&Transmit {
+                destination: way.destination,
+                ecn: way.ecn,
+                contents: &waiting.bytes[..length],
+                segment_size: Some(way.segment),
+                src_ip: way.source,
+            })?;
+            waiting.bytes.drain(..length);
+        }
         waiting.way = None;
         Ok(())
     }
 
+    /// What one call takes of packets of this size: ten large ones may be more.
     fn room(&self, segment: usize) -> usize {
-        (self.state.max_gso_segments() * segment).min(MOST_BYTES)
+        self.state.max_gso_segments().min(MOST_BYTES / segment).max(1) * segment
     }
 
     /// Sends what waits after those who may have more of it had their turns.
@@ -151,6 +155,7 @@ impl AsyncUdpSocket for Socket {
             return inner.send_now(transmit);
         };
         if waiting.way.is_some_and(|known| known != way)
+            || !waiting.bytes.len().is_multiple_of(way.segment)
             || waiting.bytes.len() + transmit.contents.len() > inner.room(way.segment)
         {
             inner.flush(&mut waiting)?;
@@ -160,7 +165,7 @@ impl AsyncUdpSocket for Socket {
             waiting.bytes.reserve_exact(inner.room(way.segment));
         }
         waiting.bytes.extend_from_slice(transmit.contents);
-        // Nothing may follow a packet that is not full.
+        // Nothing may follow a packet that is not full: where one ends would not be known.
         let is_last = !transmit.contents.len().is_multiple_of(way.segment)
             || waiting.bytes.len() + transmit.contents.len() > inner.room(way.segment);
         if is_last && inner.flush(&mut waiting).is_ok() {
@@ -311,6 +316,28 @@ mod tests {
         (0..sends).for_each(|_| pair.send(&vec![5; 100 * each], Some(100)));
         assert_eq!(pair.receive().await, (vec![5; 100 * each * (sends - 1)], 100));
         assert_eq!(pair.receive().await, (vec![5; 100 * each], 100));
+    }
+
+    #[tokio::test]
+    async fn packets_of_a_large_path_leave_in_several_calls() {
+        let pair = Pair::new().await;
+        pair.send(&[6; 10 * 8_952], Some(8_952));
+        assert_eq!(pair.receive().await, (vec![6; 7 * 8_952], 8_952));
+        assert_eq!(pair.receive().await, (vec![6; 3 * 8_952], 8_952));
+    }
+
+    #[tokio::test]
+    async fn nothing_follows_a_short_packet_that_the_socket_did_not_take() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let destination = socket.local_addr().unwrap();
+        // Nobody has asked whether it is writable, so it is taken not to be.
+        let socket = Together.wrap_udp_socket(socket).unwrap();
+        let send = |contents: &[u8]| {
+            socket.try_send(&Transmit { destination, ecn: None, contents, segment_size: Some(100), src_ip: None })
+        };
+        send(&[1; 200]).unwrap();
+        send(&[2; 150]).unwrap();
+        assert_eq!(send(&[3; 200]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[tokio::test]
