@@ -133,7 +133,7 @@ impl Programs {
     }
 }
 
-/// Has the kernel check the programs, on several processors: it is half of the daemon's start.
+/// Has the kernel check the programs, on several processors: on one it was half of the daemon's start.
 fn load_all<'a>(programs: impl Iterator<Item = (&'a str, &'a mut Program)> + Send) -> anyhow::Result<()> {
     let waiting = Mutex::new(programs);
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -145,7 +145,9 @@ fn load_all<'a>(programs: impl Iterator<Item = (&'a str, &'a mut Program)> + Sen
     };
     let helpers = thread::available_parallelism().map_or(0, |count| count.get() - 1).min(LOADERS - 1);
     thread::scope(|scope| {
-        let helpers: Vec<_> = (0..helpers).map(|_| scope.spawn(load)).collect();
+        // One that cannot be started leaves its share to this thread.
+        let helper = |_| thread::Builder::new().name("loader".to_owned()).spawn_scoped(scope, load).ok();
+        let helpers: Vec<_> = (0..helpers).filter_map(helper).collect();
         let own = load();
         let all = helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
         all.chain([own]).collect()

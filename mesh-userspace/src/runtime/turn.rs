@@ -1,4 +1,4 @@
-//! How much a task may do before others get the thread.
+//! How much a task may do before others get the thread ([ADR 0011](../../../docs/adr/0011-turns.md)).
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -36,7 +36,11 @@ impl Turn {
     /// What to read at once of what one would read by oneself: no more than a turn.
     #[must_use]
     pub fn piece(wanted: usize) -> usize {
-        if wanted > SHORT && is_talking(Instant::now()) { SHORT } else { wanted }
+        Self::piece_at(wanted, Instant::now)
+    }
+
+    fn piece_at(wanted: usize, now: impl FnOnce() -> Instant) -> usize {
+        if wanted > SHORT && is_talking(now()) { SHORT } else { wanted }
     }
 
     /// Counts bytes that were carried.
@@ -77,6 +81,7 @@ mod tests {
 
     #[test]
     fn turns_are_short_while_somebody_talks() {
+        TALKED.set(None);
         let start = Instant::now();
         let is_over = |bytes, now| {
             let mut turn = Turn::default();
@@ -91,9 +96,12 @@ mod tests {
 
     #[test]
     fn pieces_are_short_while_somebody_talks() {
-        assert_eq!([Turn::piece(LONG), Turn::piece(5)], [LONG, 5]);
-        talked(Instant::now());
-        assert_eq!([Turn::piece(LONG), Turn::piece(5)], [SHORT, 5]);
+        TALKED.set(None);
+        let start = Instant::now();
+        let pieces = |now| [LONG, 5].map(|wanted| Turn::piece_at(wanted, || now));
+        assert_eq!(pieces(start), [LONG, 5]);
+        talked(start);
+        assert_eq!((pieces(start), pieces(start + TALKING)), ([SHORT, 5], [LONG, 5]));
     }
 
     #[test]
@@ -104,7 +112,6 @@ mod tests {
             far.set_nonblocking(true).unwrap();
             let mut far = tokio::net::UnixStream::from_std(far).unwrap();
             let reader = tokio::spawn(async move { far.read_u8().await.unwrap() });
-            talked(Instant::now());
             // The reader waits for its socket from here on.
             tokio::task::yield_now().await;
             let (mut near, mut turns) = (Some(near), 0);
@@ -113,6 +120,8 @@ mod tests {
                     std::io::Write::write_all(&mut near, &[7]).unwrap();
                 }
                 turns += 1;
+                // However long the test has been kept from running.
+                talked(Instant::now());
                 if reader.is_finished() { Poll::Ready(turns) } else { let_others(cx) }
             }));
             let turns = busy.await.unwrap();

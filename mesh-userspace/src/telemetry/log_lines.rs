@@ -49,8 +49,8 @@ impl<O: Write> Write for Lines<O> {
             Some(lines) => {
                 lines.extend_from_slice(line);
                 if lines.len() >= MOST_BYTES {
-                    self.0.write_all(lines)?;
-                    lines.clear();
+                    // Gone also if it fails: what was written of it would be written twice.
+                    self.0.write_all(&std::mem::take(lines))?;
                 }
                 Ok(line.len())
             }

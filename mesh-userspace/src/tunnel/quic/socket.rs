@@ -1,4 +1,4 @@
-//! QUIC's socket: several of a connection's transmissions leave as one.
+//! QUIC's socket: several of a connection's transmissions leave as one ([ADR 0012](../../../../docs/adr/0012-quic-socket.md)).
 //!
 //! quinn hands over ten packets at most at a time, and the kernel takes up to sixty-four: what it does for each call, and for
 //! each piece on its way (routing, bridging, queues, the receiver's wake-up), it does once for all of them then.
