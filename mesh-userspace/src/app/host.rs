@@ -7,6 +7,7 @@ use crate::datapath::{Datapath, Tuples, WorkloadCgroup};
 use crate::model::{Workload, WorkloadUid};
 use crate::netns::{Namespace, Namespaces};
 use crate::proxy::{Context, HostOutbound, LocalWorkload};
+use crate::runtime::Cancellation;
 use anyhow::{Context as _, Result, bail};
 use mesh_common::service::Pod;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,7 +89,7 @@ impl Hosts {
             .attach_node(namespace.as_fd(), namespace.cookie())
             .context("cannot attach to the node's network namespace")?;
         let local =
-            Arc::new(LocalWorkload { workload, namespace, aliases: Vec::new(), removed: CancellationToken::new() });
+            Arc::new(LocalWorkload { workload, namespace, aliases: Vec::new(), removed: Cancellation::default() });
         // The accepting side must know whom the kernel may name.
         self.context.locals.insert_host(cgroup.id(), &local);
         if let Err(error) = datapath.arm_host(&cgroup, pod) {

@@ -8,7 +8,7 @@ use crate::datapath::{Datapath, Tuples};
 use crate::model::{Workload, WorkloadUid};
 use crate::netns::{AliasRange, CaptureSocket, Namespace, Namespaces};
 use crate::proxy::{Context, DatagramOutbound, Datagrams, LocalWorkload, Outbound};
-use crate::runtime::Descriptor;
+use crate::runtime::{Cancellation, Descriptor};
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use mesh_common::Ip;
@@ -20,7 +20,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 /// A workload whose traffic is captured.
 struct Armed {
@@ -186,7 +185,7 @@ impl Workloads {
         let capturing = self.capture_datagrams(&namespace, &aliases).await?;
         self.namespaces.prepare(&namespace).await.context("cannot prepare routing for client addresses")?;
         let namespace = Arc::new(namespace);
-        let local = Arc::new(LocalWorkload { workload, namespace, aliases, removed: CancellationToken::new() });
+        let local = Arc::new(LocalWorkload { workload, namespace, aliases, removed: Cancellation::default() });
         if let Err(error) = self.namespaces.alias(&local.namespace, local.aliases.clone()).await {
             self.restore(&local).await;
             return Err(error).context("cannot make aliases local to the workload's namespace");

@@ -3,11 +3,11 @@
 use crate::engine::Snapshot;
 use crate::model::Workload;
 use crate::netns::{AliasRange, Namespace};
+use crate::runtime::Cancellation;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use tokio_util::sync::CancellationToken;
 
 /// One armed workload. Its namespace stays open for as long as this lives, so whoever holds it must let go when
 /// `removed` is cancelled.
@@ -18,7 +18,7 @@ pub struct LocalWorkload {
     /// Where its datagrams are redirected to; none of workloads in the node's own namespace, and of those whose UDP is
     /// not captured.
     pub aliases: Vec<AliasRange>,
-    pub removed: CancellationToken,
+    pub removed: Cancellation,
 }
 
 impl LocalWorkload {

@@ -32,7 +32,7 @@ impl Outbound {
         let outbound = Arc::new(self);
         let tracker = outbound.context.connections.clone();
         let accepts = &outbound.context.accepts;
-        accept_until(&outbound.local.removed, &listener, accepts, |app, source| {
+        accept_until(outbound.local.removed.token(), &listener, accepts, |app, source| {
             let held = match outbound.context.budget.connection() {
                 Ok(held) => held,
                 Err(spent) => return outbound.shed(&app, source, &spent),

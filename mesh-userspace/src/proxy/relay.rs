@@ -9,6 +9,7 @@ use bytes::{Buf as _, Bytes};
 use rustix::buffer::spare_capacity;
 use rustix::net::SendFlags;
 use socket2::SockRef;
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -27,6 +28,10 @@ const LARGEST_READ: usize = 4 * MAX_PAYLOAD;
 /// A silent connection is looked at this many times within its idle timeout: it ends at most a quarter late, and no
 /// timer is touched per packet.
 const LOOKS_PER_TIMEOUT: u32 = 4;
+
+thread_local! {
+    static SCRATCH: RefCell<[u8; SMALLEST_READ]> = const { RefCell::new([0; SMALLEST_READ]) };
+}
 
 /// What a relay tells of a connection as it goes, and asks about it.
 pub trait Carried {
@@ -301,12 +306,26 @@ fn next_read(size: usize, read: usize) -> usize {
 fn poll_read(app: &TcpStream, cx: &mut Context<'_>, size: usize) -> Poll<io::Result<Bytes>> {
     loop {
         ready!(app.poll_read_ready(cx))?;
-        let mut buffer = Vec::with_capacity(size);
-        let read = attempt(app, Interest::READABLE, size, || Ok(rustix::io::read(app, spare_capacity(&mut buffer))?))?;
-        if read.is_some() {
-            return Poll::Ready(Ok(buffer.into()));
+        let read = if size <= SMALLEST_READ { read_little(app, size) } else { read_much(app, size) }?;
+        if let Some(bytes) = read {
+            return Poll::Ready(Ok(bytes));
         }
     }
+}
+
+/// By way of the thread's buffer: what is kept, and maybe waits for others to leave with, is as long as what was said.
+fn read_little(app: &TcpStream, size: usize) -> io::Result<Option<Bytes>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let read = attempt(app, Interest::READABLE, size, || Ok(rustix::io::read(app, &mut scratch[..size])?))?;
+        Ok(read.map(|read| Bytes::copy_from_slice(&scratch[..read])))
+    })
+}
+
+/// Without a copy.
+fn read_much(app: &TcpStream, size: usize) -> io::Result<Option<Bytes>> {
+    let mut buffer = Vec::with_capacity(size);
+    let read = attempt(app, Interest::READABLE, size, || Ok(rustix::io::read(app, spare_capacity(&mut buffer))?))?;
+    Ok(read.map(|_| buffer.into()))
 }
 
 /// Writes `bytes`, of which what is not written yet remains.

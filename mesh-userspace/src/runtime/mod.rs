@@ -1,6 +1,7 @@
 //! Process primitives: readiness, supervised tasks, the threads that carry traffic, bounds, congestion control. A leaf: imports nothing of this crate.
 
 mod accept;
+mod cancellation;
 mod congestion;
 mod cores;
 mod descriptors;
@@ -11,6 +12,7 @@ mod task;
 mod turn;
 
 pub use accept::Acceptor;
+pub use cancellation::Cancellation;
 pub use congestion::unpace;
 pub use cores::{CoreThreads, Cores, Seat};
 pub use descriptors::{Descriptor, Descriptors};

@@ -67,7 +67,7 @@ struct Call {
 impl DatagramOutbound {
     /// Takes captured datagrams until the workload is removed.
     pub async fn serve(self, socket: CaptureSocket) {
-        let removed = self.local.removed.clone();
+        let removed = self.local.removed.token().clone();
         let serving = Arc::new(Serving { outbound: self, socket, flows: Mutex::default(), shown: Mutex::default() });
         loop {
             let received = tokio::select! {

@@ -164,7 +164,7 @@ struct Watch {
 
 impl Watch {
     async fn run(self) {
-        let removed = self.local.removed.clone();
+        let removed = self.local.removed.token().clone();
         tokio::select! {
             () = self.probe_for_ever() => {}
             () = removed.cancelled() => {}

@@ -20,7 +20,7 @@ use super::route::Route;
 use super::{Config, OpenError, TlsSession};
 use crate::identity::PeerRefusal;
 use crate::telemetry::tunnel::{LaneGauge, TunnelBytes, TunnelMetrics};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Waker};
@@ -95,7 +95,7 @@ struct Slot {
 struct State {
     machine: Machine,
     tls: Tls,
-    slots: HashMap<u32, Slot>,
+    slots: FxHashMap<u32, Slot>,
     driver: Option<Waker>,
     closed: Option<Closing>,
     /// The socket takes nothing now; the driver waits for it.
@@ -151,7 +151,7 @@ impl Lane {
         let state = State {
             machine: Machine::new(side, config.bounds()),
             tls,
-            slots: HashMap::new(),
+            slots: FxHashMap::default(),
             driver: None,
             closed: None,
             is_blocked: false,

@@ -13,6 +13,7 @@
 
 mod input;
 mod output;
+mod queue;
 #[cfg(test)]
 mod simulation;
 mod stream;
@@ -26,7 +27,8 @@ pub use transmit::Transmit;
 use super::ResetCode;
 use super::codec::{Decoder, Frame, LaneToken};
 use bytes::Bytes;
-use std::collections::{HashMap, VecDeque};
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
 use stream::{Phase, Receiving, RecvSide, SendSide, Sending, StreamState};
 
 /// What one lane may hold.
@@ -116,7 +118,9 @@ pub struct Machine {
     side: Side,
     bounds: Bounds,
     decoder: Decoder,
-    streams: HashMap<u32, StreamState>,
+    /// Looked up for each message. By a hash that is quick, not secret: a peer that picks its numbers for it slows its own lane
+    /// down, which carries no more than [`Bounds::max_streams`].
+    streams: FxHashMap<u32, StreamState>,
     /// The highest stream number in use or used.
     last: u32,
     control: VecDeque<Frame<'static>>,
@@ -136,7 +140,7 @@ impl Machine {
             side,
             bounds,
             decoder: Decoder::default(),
-            streams: HashMap::new(),
+            streams: FxHashMap::default(),
             last: 0,
             control: VecDeque::new(),
             ready: VecDeque::new(),

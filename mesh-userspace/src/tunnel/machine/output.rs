@@ -35,7 +35,7 @@ impl Machine {
             return;
         }
         stream.send.queued += bytes.len();
-        stream.send.queue.push_back(bytes);
+        stream.send.queue.push(bytes);
         self.list(id);
     }
 
@@ -79,7 +79,7 @@ impl Machine {
         let stream = self.streams.get_mut(&id).filter(|stream| !stream.send.is_over())?;
         let is_finished = stream.send.state == Sending::Finishing;
         stream.send.state = Sending::Moved;
-        let unsent = std::mem::take(&mut stream.send.queue);
+        let unsent = std::mem::take(&mut stream.send.queue).into();
         stream.send.queued = 0;
         let offset = stream.send.sent;
         self.control.push_back(Frame::Move { stream: id, offset });

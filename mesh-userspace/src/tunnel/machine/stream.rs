@@ -1,8 +1,8 @@
 //! The two directions of one stream on one lane.
 
+use super::queue::Queue;
 use crate::tunnel::ResetCode;
 use bytes::{Bytes, BytesMut};
-use std::collections::VecDeque;
 
 /// How the local side's direction stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(super) enum Sending {
 #[derive(Debug)]
 pub(super) struct SendSide {
     pub(super) state: Sending,
-    pub(super) queue: VecDeque<Bytes>,
+    pub(super) queue: Queue<Bytes>,
     pub(super) queued: usize,
     /// Bytes the peer still takes; `None` where the connection itself holds the sender back.
     pub(super) credit: Option<u64>,
@@ -40,7 +40,7 @@ impl SendSide {
     pub(super) fn new(credit: Option<u64>) -> Self {
         Self {
             state: Sending::Open,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             queued: 0,
             credit,
             sent: 0,
@@ -66,8 +66,8 @@ impl SendSide {
     /// Takes the next piece of at most `limit` bytes within the credit.
     pub(super) fn take(&mut self, limit: usize) -> Option<Bytes> {
         let allowed = self.credit.map_or(limit, |credit| limit.min(usize::try_from(credit).unwrap_or(limit)));
-        let front = self.queue.front_mut().filter(|_| allowed > 0)?;
-        let piece = if front.len() <= allowed { self.queue.pop_front()? } else { front.split_to(allowed) };
+        let front = self.queue.first_mut().filter(|_| allowed > 0)?;
+        let piece = if front.len() <= allowed { self.queue.pop()? } else { front.split_to(allowed) };
         self.queued -= piece.len();
         self.sent += piece.len() as u64;
         if let Some(credit) = &mut self.credit {
@@ -77,7 +77,7 @@ impl SendSide {
     }
 
     pub(super) fn drop_queue(&mut self) {
-        self.queue.clear();
+        self.queue = Queue::default();
         self.queued = 0;
     }
 }
@@ -95,7 +95,7 @@ pub(super) enum Receiving {
 #[derive(Debug)]
 pub(super) struct RecvSide {
     pub(super) state: Receiving,
-    chunks: VecDeque<BytesMut>,
+    chunks: Queue<BytesMut>,
     pub(super) buffered: usize,
     pub(super) received: u64,
     /// Bytes the peer may still send; `None` where the connection itself holds it back.
@@ -117,7 +117,7 @@ impl RecvSide {
     pub(super) fn new(window: Option<u64>) -> Self {
         Self {
             state: Receiving::Open,
-            chunks: VecDeque::new(),
+            chunks: Queue::default(),
             buffered: 0,
             received: 0,
             window,
@@ -134,7 +134,7 @@ impl RecvSide {
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.buffered += bytes.len();
         let fits = |chunk: &&mut BytesMut| chunk.capacity() - chunk.len() >= bytes.len();
-        if let Some(chunk) = self.chunks.back_mut().filter(fits) {
+        if let Some(chunk) = self.chunks.last_mut().filter(fits) {
             chunk.extend_from_slice(bytes);
             return;
         }
@@ -145,17 +145,17 @@ impl RecvSide {
         };
         let mut chunk = BytesMut::with_capacity(room.max(bytes.len()));
         chunk.extend_from_slice(bytes);
-        self.chunks.push_back(chunk);
+        self.chunks.push(chunk);
     }
 
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        let chunk = self.chunks.pop_front()?;
+        let chunk = self.chunks.pop()?;
         self.buffered -= chunk.len();
         Some(chunk.freeze())
     }
 
     pub(super) fn drop_buffer(&mut self) {
-        self.chunks.clear();
+        self.chunks = Queue::default();
         self.buffered = 0;
     }
 }
