@@ -2,8 +2,9 @@
 
 use crate::cpu::{self, Watch};
 use crate::figures::{Figures, Metric};
-use crate::machine;
+use crate::machine::{self, middle};
 use crate::measure::{self, Kind, Taken, Times};
+use crate::pauses::{self, Pauses};
 use crate::plane::Plane;
 use crate::plot;
 use crate::scene::{PLANES, Scene};
@@ -58,7 +59,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let asked = (options.rounds, options.seconds, options.repeats);
     let (rounds, seconds, repeats) = if options.quick { QUICK } else { asked };
     let mut scene = Scene::start(&options.planes, options.envoy.as_deref(), options.congestion.as_deref())?;
-    let mut run = Run { figures: Figures::default(), times: Times { seconds }, repeats, disturbed: Vec::new() };
+    let mut run = Run {
+        figures: Figures::default(),
+        times: Times { seconds },
+        repeats,
+        disturbed: Vec::new(),
+        pauses: Vec::new(),
+    };
     run.once(&mut scene, &options.held)?;
     for round in 1..=rounds {
         eprintln!("bench: round {round} of {rounds}");
@@ -71,12 +78,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let machine = machine::describe();
     println!("{machine}");
     run.disturbed.iter().for_each(|line| println!("disturbed: {line}"));
+    if !run.pauses.is_empty() {
+        let lost: Vec<_> = run.pauses.iter().map(|pauses| pauses.lost_ms).collect();
+        let longest = run.pauses.iter().map(|pauses| pauses.longest_ms).fold(0.0, f64::max);
+        println!(
+            "the machine's own pauses before each round: {:.1} ms of a second, the longest {longest:.1} ms",
+            middle(&lost)
+        );
+    }
     if let Some(folder) = &options.out {
         let parameters = json!({
             "rounds": rounds, "seconds": seconds, "held": options.held, "congestion": options.congestion,
         });
         let report = json!({
             "bench": "compare", "machine": machine, "parameters": parameters, "disturbed": run.disturbed,
+            "pauses": run.pauses,
             "figures": run.figures,
         });
         write(folder, &run.figures, &planes, &tables, &report)?;
@@ -90,6 +106,8 @@ struct Run {
     repeats: u32,
     /// Measures that count although others used the processors.
     disturbed: Vec<String>,
+    /// Of the machine, before each round.
+    pauses: Vec<Pauses>,
 }
 
 impl Run {
@@ -153,6 +171,7 @@ impl Run {
     }
 
     fn round(&mut self, scene: &Scene, kinds: &[Kind], round: u32) -> Result<()> {
+        self.pauses.push(pauses::look()?);
         let groups = scene.groups();
         for measure in kinds.iter().flat_map(|kind| kind.measures()) {
             // Who comes first changes, so that nobody is always measured after the same one.

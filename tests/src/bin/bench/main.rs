@@ -6,6 +6,7 @@ mod figures;
 mod machine;
 mod measure;
 mod micro;
+mod pauses;
 mod pki;
 mod plane;
 mod plot;
