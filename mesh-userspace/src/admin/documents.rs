@@ -311,6 +311,8 @@ pub struct LaneRow {
     pub group: String,
     /// The TLS cipher suite; likewise.
     pub suite: String,
+    /// The largest payload of UDP that its path has been found to carry; of QUIC only.
+    pub packet_bytes: Option<u16>,
 }
 
 impl Item for LaneRow {

@@ -310,6 +310,7 @@ fn lane(status: &LaneStatus) -> LaneRow {
         draining: status.is_draining,
         group: status.tls.group.clone(),
         suite: status.tls.suite.clone(),
+        packet_bytes: status.packet,
     }
 }
 

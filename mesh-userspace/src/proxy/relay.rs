@@ -1,18 +1,17 @@
 //! Carries bytes between an application's socket and a tunnel stream, with half-close, reset and backpressure.
 
+mod socket;
+
 use super::Failure;
 use super::registry::Ticket;
 use crate::runtime::{Conversation, Direction, Turn, let_others};
 use crate::tunnel::codec::MAX_PAYLOAD;
 use crate::tunnel::{RecvHalf, ResetCode, SendHalf, Stream};
-use bytes::{Buf as _, Bytes};
-use rustix::buffer::spare_capacity;
-use rustix::net::SendFlags;
+use bytes::Bytes;
+use socket::{poll_read, poll_write_all, tell_end, write_pieces};
 use socket2::SockRef;
-use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::{self, ErrorKind};
-use std::net::Shutdown;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -28,10 +27,6 @@ const LARGEST_READ: usize = 4 * MAX_PAYLOAD;
 /// A silent connection is looked at this many times within its idle timeout: it ends at most a quarter late, and no
 /// timer is touched per packet.
 const LOOKS_PER_TIMEOUT: u32 = 4;
-
-thread_local! {
-    static SCRATCH: RefCell<[u8; SMALLEST_READ]> = const { RefCell::new([0; SMALLEST_READ]) };
-}
 
 /// What a relay tells of a connection as it goes, and asks about it.
 pub trait Carried {
@@ -221,18 +216,23 @@ impl<C: Carried> Relay<'_, C> {
         loop {
             match &mut self.down {
                 Down::Receiving => {
-                    let received = ready!(self.recv.poll_recv(cx))?;
+                    let app = self.app;
+                    let received = ready!(self.recv.poll_recv(cx, |pieces| write_pieces(app, pieces)))?;
                     self.progress.steps += 1;
-                    let Some(bytes) = received else {
+                    let Some(written) = received else {
                         self.down = Down::Finished;
                         tell_end(self.app).map_err(Failure::Local)?;
                         continue;
                     };
+                    let (written, rest) = written.map_err(Failure::Local)?;
+                    if written > 0 {
+                        self.carried.passed_from_tunnel(written as u64);
+                    }
                     if !std::mem::replace(&mut self.is_answered, true) {
                         self.carried.answered(self.progress.asked.unwrap_or(self.opened).elapsed());
                     }
-                    turn.add(bytes.len());
-                    self.down = Down::Writing(bytes);
+                    turn.add(written + rest.len());
+                    self.down = Down::Writing(rest);
                 }
                 Down::Writing(bytes) => {
                     let before = bytes.len();
@@ -299,75 +299,6 @@ fn next_read(size: usize, read: usize) -> usize {
         (size / 2).max(SMALLEST_READ)
     } else {
         size
-    }
-}
-
-/// What a socket has to read, at most `size` bytes; nothing at its end.
-fn poll_read(app: &TcpStream, cx: &mut Context<'_>, size: usize) -> Poll<io::Result<Bytes>> {
-    loop {
-        ready!(app.poll_read_ready(cx))?;
-        let read = if size <= SMALLEST_READ { read_little(app, size) } else { read_much(app, size) }?;
-        if let Some(bytes) = read {
-            return Poll::Ready(Ok(bytes));
-        }
-    }
-}
-
-/// By way of the thread's buffer: what is kept, and maybe waits for others to leave with, is as long as what was said.
-fn read_little(app: &TcpStream, size: usize) -> io::Result<Option<Bytes>> {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let read = attempt(app, Interest::READABLE, size, || Ok(rustix::io::read(app, &mut scratch[..size])?))?;
-        Ok(read.map(|read| Bytes::copy_from_slice(&scratch[..read])))
-    })
-}
-
-/// Without a copy.
-fn read_much(app: &TcpStream, size: usize) -> io::Result<Option<Bytes>> {
-    let mut buffer = Vec::with_capacity(size);
-    let read = attempt(app, Interest::READABLE, size, || Ok(rustix::io::read(app, spare_capacity(&mut buffer))?))?;
-    Ok(read.map(|_| buffer.into()))
-}
-
-/// Writes `bytes`, of which what is not written yet remains.
-fn poll_write_all(app: &TcpStream, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
-    while !bytes.is_empty() {
-        ready!(app.poll_write_ready(cx))?;
-        let write = || Ok(rustix::net::send(app, bytes, SendFlags::NOSIGNAL)?);
-        match attempt(app, Interest::WRITABLE, bytes.len(), write)? {
-            Some(0) => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
-            Some(written) => bytes.advance(written),
-            None => {}
-        }
-    }
-    Poll::Ready(Ok(()))
-}
-
-/// Does something with a socket that is ready; `None` if it was not. One that does less than it was asked to is known not
-/// to be ready any more, which saves asking the kernel again.
-fn attempt(
-    app: &TcpStream,
-    interest: Interest,
-    asked: usize,
-    act: impl FnOnce() -> io::Result<usize>,
-) -> io::Result<Option<usize>> {
-    let mut done = None;
-    let outcome = app.try_io(interest, || {
-        let count = act()?;
-        done = Some(count);
-        if (1..asked).contains(&count) { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match outcome {
-        Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
-        _ => Ok(done),
-    }
-}
-
-/// Tells the application that nothing follows.
-fn tell_end(app: &TcpStream) -> io::Result<()> {
-    match SockRef::from(app).shutdown(Shutdown::Write) {
-        // It has already closed: there is nobody left to tell.
-        Err(error) if error.kind() == ErrorKind::NotConnected => Ok(()),
-        other => other,
     }
 }
 

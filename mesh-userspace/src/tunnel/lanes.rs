@@ -374,6 +374,7 @@ impl Entry {
                 expires: lane.facts.lifetime.not_after,
                 is_draining: !takes_streams,
                 tls: lane.facts.session.clone(),
+                packet: None,
             }
         };
         shared.chain(exclusive).map(status).collect()

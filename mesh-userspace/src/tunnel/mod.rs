@@ -32,4 +32,4 @@ pub use header::{HeaderError, StreamHeader};
 pub use peer::{LaneStatus, Peer, TlsSession, Transport, Tunnel};
 pub use quic::{Carried, DatagramFlow, FlowSender, Lost, Sink};
 pub use server::{Incoming, Server};
-pub use stream::{RecvHalf, SendHalf, Stream};
+pub use stream::{RecvHalf, SendHalf, Stream, join};

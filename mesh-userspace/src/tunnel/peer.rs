@@ -51,6 +51,8 @@ pub struct LaneStatus {
     /// Takes no new streams.
     pub is_draining: bool,
     pub tls: TlsSession,
+    /// The largest payload of UDP that its path has been found to carry; `None` without UDP.
+    pub packet: Option<u16>,
 }
 
 /// A way to carry streams to other nodes.
@@ -84,8 +86,9 @@ impl Tunnel {
     ) -> Self {
         let config = Arc::new(config);
         let patience = config.connect_timeout;
-        let lanes = Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics), descriptors, cores);
-        Self { lanes, quic: Quic::new(config, identities.clone(), metrics), identities, patience }
+        let lanes =
+            Lanes::new(Arc::clone(&config), identities.clone(), Arc::clone(&metrics), descriptors, cores.clone());
+        Self { lanes, quic: Quic::new(config, identities.clone(), metrics, cores), identities, patience }
     }
 
     /// Opens one application connection. `Auto` means lanes. A source that has just arrived is given time to get its

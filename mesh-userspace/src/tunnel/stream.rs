@@ -4,7 +4,7 @@ use super::lane::LANES;
 use super::quic::{QUIC, QuicRecv, QuicSend};
 use super::route::{RouteRecv, RouteSend};
 use super::{ResetCode, StreamError, TlsSession};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::future::poll_fn;
 use std::task::{Context, Poll};
 
@@ -104,22 +104,27 @@ pub(super) enum RecvKind {
 }
 
 impl RecvHalf {
-    /// The next bytes, in pieces as long as have arrived; `None` once the peer has finished.
+    /// The next bytes, as many as have arrived; `None` once the peer has finished.
     ///
     /// # Errors
     /// If the peer gave up or the connection between the nodes ended.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, StreamError> {
-        poll_fn(|cx| self.poll_recv(cx)).await
+        poll_fn(|cx| self.poll_recv(cx, join)).await
     }
 
-    /// [`RecvHalf::recv`], once.
+    /// Hands the next bytes to `take`, in pieces as they have arrived, none of which is empty; what it leaves of them is
+    /// lost. `None` once the peer has finished.
     ///
     /// # Errors
     /// As [`RecvHalf::recv`].
-    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
+    pub fn poll_recv<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&mut [Bytes]) -> T,
+    ) -> Poll<Result<Option<T>, StreamError>> {
         match &mut self.0 {
-            RecvKind::Lane(half) => half.poll_recv(cx),
-            RecvKind::Quic(half) => half.poll_recv(cx),
+            RecvKind::Lane(half) => half.poll_recv(cx).map_ok(|bytes| bytes.map(|bytes| take(&mut [bytes]))),
+            RecvKind::Quic(half) => half.poll_pieces(cx, take),
         }
     }
 
@@ -129,5 +134,19 @@ impl RecvHalf {
             RecvKind::Lane(half) => half.stop(code),
             RecvKind::Quic(half) => half.stop(code),
         }
+    }
+}
+
+/// One piece of several.
+pub fn join(pieces: &mut [Bytes]) -> Bytes {
+    match pieces {
+        [only] => std::mem::take(only),
+        _ => pieces
+            .iter()
+            .fold(BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum()), |mut joined, piece| {
+                joined.extend_from_slice(piece);
+                joined
+            })
+            .freeze(),
     }
 }

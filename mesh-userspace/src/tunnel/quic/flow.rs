@@ -150,8 +150,12 @@ impl DatagramFlow {
         };
         let read = async {
             let mut pending = BytesMut::new();
-            while let Some(bytes) = poll_fn(|cx| self.recv.poll_recv(cx)).await? {
-                pending.put(bytes);
+            while poll_fn(|cx| {
+                self.recv.poll_pieces(cx, |pieces| pieces.iter().for_each(|piece| pending.extend_from_slice(piece)))
+            })
+            .await?
+            .is_some()
+            {
                 while let Some(payload) = take_framed(&mut pending) {
                     (self.sink)(&payload);
                 }

@@ -1,9 +1,11 @@
 //! The two directions of a stream on QUIC.
 
+use super::order::{Foremost, Share};
 use crate::telemetry::tunnel::TunnelBytes;
 use crate::tunnel::{ResetCode, StreamError};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use std::cell::RefCell;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -11,19 +13,38 @@ use std::task::{Context, Poll, ready};
 /// Packets' worth of bytes handed on at once.
 const PIECES: usize = 48;
 
-/// What keeps a connection from being idle, with its byte counters: each half holds one.
-pub(in crate::tunnel) type Use = Arc<TunnelBytes>;
+thread_local! {
+    /// Empty but while pieces are handed on.
+    static SCRATCH: RefCell<[Bytes; PIECES]> = const { RefCell::new([const { Bytes::new() }; PIECES]) };
+}
+
+/// What keeps a connection from being idle: each half holds one.
+pub(in crate::tunnel) type Use = Arc<Usage>;
+
+/// What the streams of a connection share.
+#[derive(Debug)]
+pub(in crate::tunnel) struct Usage {
+    pub(super) bytes: TunnelBytes,
+    foremost: Foremost,
+}
+
+impl Usage {
+    pub(super) fn new(bytes: TunnelBytes) -> Self {
+        Self { bytes, foremost: Foremost::default() }
+    }
+}
 
 #[derive(Debug)]
 pub(in crate::tunnel) struct QuicSend {
     stream: SendStream,
     is_over: bool,
+    share: Share,
     usage: Use,
 }
 
 impl QuicSend {
     pub(super) fn new(stream: SendStream, usage: Use) -> Self {
-        Self { stream, is_over: false, usage }
+        Self { stream, is_over: false, share: Share::default(), usage }
     }
 
     /// Takes `bytes` from the front as far as there is room.
@@ -36,6 +57,10 @@ impl QuicSend {
             return Poll::Ready(Err(StreamError::Ended));
         }
         while !bytes.is_empty() {
+            if let Some(priority) = self.share.next(&self.usage.foremost) {
+                // Fails only if the stream has ended, which writing says.
+                let _ = self.stream.set_priority(priority);
+            }
             let mut left = [std::mem::take(bytes)];
             // A new future each time: what waits for room is the stream, the future holds nothing.
             let written = pin!(self.stream.write_chunks(&mut left)).poll(cx);
@@ -45,7 +70,8 @@ impl QuicSend {
                 WriteError::ClosedStream => StreamError::Ended,
                 WriteError::ConnectionLost(_) | WriteError::ZeroRttRejected => StreamError::LaneClosed,
             })?;
-            self.usage.sent.inc_by(written.bytes as u64);
+            self.share.add(written.bytes as u64, &self.usage.foremost);
+            self.usage.bytes.sent.inc_by(written.bytes as u64);
         }
         Poll::Ready(Ok(()))
     }
@@ -82,26 +108,34 @@ impl QuicRecv {
         Self { stream, is_over: false, usage }
     }
 
-    pub(in crate::tunnel) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
+    /// Hands what has arrived to `take`, packet by packet as far as it came so; `None` at the end.
+    pub(in crate::tunnel) fn poll_pieces<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&mut [Bytes]) -> T,
+    ) -> Poll<Result<Option<T>, StreamError>> {
         if self.is_over {
             return Poll::Ready(Ok(None));
         }
-        let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
-        // As in `poll_send`.
-        let count = ready!(pin!(self.stream.read_chunks(&mut pieces)).poll(cx)).map_err(|error| match error {
-            ReadError::Reset(code) => StreamError::Reset(reset_code(code)),
-            ReadError::ClosedStream => StreamError::Ended,
-            ReadError::ConnectionLost(_) | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
-                StreamError::LaneClosed
-            }
-        })?;
-        let Some(count) = count else {
-            self.is_over = true;
-            return Poll::Ready(Ok(None));
-        };
-        let bytes = join(&mut pieces[..count]);
-        self.usage.received.inc_by(bytes.len() as u64);
-        Poll::Ready(Ok(Some(bytes)))
+        SCRATCH.with_borrow_mut(|pieces| {
+            // As in `poll_send`.
+            let count = ready!(pin!(self.stream.read_chunks(pieces)).poll(cx)).map_err(|error| match error {
+                ReadError::Reset(code) => StreamError::Reset(reset_code(code)),
+                ReadError::ClosedStream => StreamError::Ended,
+                ReadError::ConnectionLost(_) | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
+                    StreamError::LaneClosed
+                }
+            })?;
+            let Some(count) = count else {
+                self.is_over = true;
+                return Poll::Ready(Ok(None));
+            };
+            let pieces = &mut pieces[..count];
+            self.usage.bytes.received.inc_by(pieces.iter().map(|piece| piece.len() as u64).sum());
+            let taken = take(pieces);
+            pieces.fill(Bytes::new());
+            Poll::Ready(Ok(Some(taken)))
+        })
     }
 
     pub(in crate::tunnel) fn stop(&mut self, code: ResetCode) {
@@ -110,16 +144,6 @@ impl QuicRecv {
             let _ = self.stream.stop(VarInt::from_u32(code.0));
         }
     }
-}
-
-/// Packets are small: one longer piece saves the reader many writes.
-fn join(pieces: &mut [Bytes]) -> Bytes {
-    if let [only] = pieces {
-        return std::mem::take(only);
-    }
-    let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-    pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
-    joined.freeze()
 }
 
 /// Codes on the wire are 62 bits; those that nodemesh sends fit.

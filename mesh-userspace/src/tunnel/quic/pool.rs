@@ -1,23 +1,25 @@
-//! The client's pool of QUIC connections.
+//! The client's pool of QUIC connections. Each core has its own, and sockets of its own: what a stream's relay and its
+//! connection share is locked by one thread only, and a peer is talked to by as many threads as there are.
 
-use super::flow::{DatagramFlow, Flows, Registration, Sink};
-use super::halves::{QuicRecv, QuicSend};
+use super::ending::{closed_reason, lost};
+use super::flow::{DatagramFlow, Flows, Sink};
+use super::halves::{QuicRecv, QuicSend, Usage};
+use super::opening::{Opened, exchange};
 use super::pooled::{Connections, Pooled, peer_end};
-use super::socket::Together;
-use super::{CLOSED, OPENED, QUIC, enlarge, transport};
+use super::{CLOSED, QUIC, endpoint, transport};
 use crate::identity::{Identities, PeerRefusal, server_name};
 use crate::model::{SpiffeId, WorkloadUid};
-use crate::runtime::{Level, Room};
-use crate::telemetry::tunnel::{LaneGauge, TunnelBytes, TunnelMetrics};
+use crate::runtime::{Cores, Level, Room};
+use crate::telemetry::tunnel::{LaneGauge, TunnelMetrics};
 use crate::tunnel::lane::{EXPIRED, SHARED, client_config};
 use crate::tunnel::lanes::copy;
 use crate::tunnel::lifetime::Lifetime;
 use crate::tunnel::stream::{RecvKind, SendKind};
 use crate::tunnel::{
-    Config, LaneStatus, OpenError, Peer, RecvHalf, Refusal, SendHalf, Stream, StreamHeader, TlsSession, Transport,
+    Config, LaneStatus, OpenError, Peer, RecvHalf, SendHalf, Stream, StreamHeader, TlsSession, Transport,
 };
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{Connection, Endpoint, TransportConfig};
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -36,17 +38,28 @@ struct Pool {
     transport: Arc<TransportConfig>,
     identities: Identities,
     metrics: Arc<TunnelMetrics>,
-    /// One socket per address family, made when first needed.
-    endpoints: Mutex<[Option<Endpoint>; 2]>,
-    entries: Mutex<HashMap<Peer, Arc<Entry>>>,
+    cores: Cores,
+    by_core: Box<[OfCore]>,
     handshakes: Room,
     is_draining: AtomicBool,
     connection_ended: Notify,
 }
 
+/// What one core has.
+#[derive(Debug, Default)]
+struct OfCore {
+    /// One socket per address family, made when first needed.
+    endpoints: Mutex<[Option<Endpoint>; 2]>,
+    entries: Mutex<Entries>,
+}
+
+type Entries = HashMap<Peer, Arc<Entry>>;
+
+/// The connections of one core to one peer.
 #[derive(Debug)]
 struct Entry {
     peer: Peer,
+    core: usize,
     connections: Mutex<Connections>,
     /// Held while dialling; keeps the last failure for those who waited.
     dialling: tokio::sync::Mutex<Option<OpenError>>,
@@ -69,15 +82,20 @@ impl Transport for Quic {
 }
 
 impl Quic {
-    pub(in crate::tunnel) fn new(config: Arc<Config>, identities: Identities, metrics: Arc<TunnelMetrics>) -> Self {
+    pub(in crate::tunnel) fn new(
+        config: Arc<Config>,
+        identities: Identities,
+        metrics: Arc<TunnelMetrics>,
+        cores: Cores,
+    ) -> Self {
         Self(Arc::new(Pool {
             transport: transport(&config),
             handshakes: Room::new("tunnel_outbound_handshakes_quic", config.max_handshakes),
             config,
             identities,
             metrics,
-            endpoints: Mutex::default(),
-            entries: Mutex::default(),
+            by_core: (0..cores.count()).map(|_| OfCore::default()).collect(),
+            cores,
             is_draining: AtomicBool::new(false),
             connection_ended: Notify::new(),
         }))
@@ -113,18 +131,20 @@ impl Quic {
     }
 
     fn forget_where(&self, is_gone: impl Fn(&Peer) -> bool) {
-        self.0.lock().retain(|peer, entry| {
-            let is_kept = !is_gone(peer);
-            if !is_kept {
-                entry.is_forgotten.store(true, Ordering::Release);
-                entry.close();
-            }
-            is_kept
-        });
+        for core in 0..self.0.cores.count() {
+            self.0.lock(core).retain(|peer, entry| {
+                let is_kept = !is_gone(peer);
+                if !is_kept {
+                    entry.is_forgotten.store(true, Ordering::Release);
+                    entry.close();
+                }
+                is_kept
+            });
+        }
     }
 
     pub(in crate::tunnel) fn status(&self) -> Vec<LaneStatus> {
-        let entries: Vec<_> = self.0.lock().values().cloned().collect();
+        let entries = self.0.entries();
         let pooled = entries.iter().flat_map(|entry| {
             let connections = entry.lock();
             let all = connections.all().map(|pooled| (entry.peer.clone(), pooled.clone()));
@@ -141,6 +161,7 @@ impl Quic {
                 expires: pooled.lifetime.not_after,
                 is_draining: pooled.is_retired() || self.0.is_draining.load(Ordering::Acquire),
                 tls: TlsSession::default(),
+                packet: Some(pooled.connection.stats().path.current_mtu),
             })
             .collect()
     }
@@ -153,20 +174,24 @@ impl Quic {
         self.0.is_draining.store(true, Ordering::Release);
         loop {
             let ended = self.0.connection_ended.notified();
-            if self.0.lock().is_empty() {
+            if self.0.entries().is_empty() {
                 return;
             }
             if tokio::time::timeout_at(deadline, ended).await.is_err() {
                 break;
             }
         }
-        self.0.lock().values().for_each(|entry| entry.close());
+        self.0.entries().iter().for_each(|entry| entry.close());
     }
 }
 
 impl Pool {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, Arc<Entry>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, core: usize) -> MutexGuard<'_, Entries> {
+        self.by_core[core].entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entries(&self) -> Vec<Arc<Entry>> {
+        (0..self.cores.count()).flat_map(|core| self.lock(core).values().cloned().collect::<Vec<_>>()).collect()
     }
 
     async fn open(self: &Arc<Self>, peer: &Peer, header: &[u8]) -> Result<Stream, OpenError> {
@@ -180,7 +205,7 @@ impl Pool {
         let Opened { pooled, send, recv, registration } = self.establish(peer, header, Some(&sink)).await?;
         let registration = registration.ok_or(OpenError::Closed)?;
         let halves = (QuicSend::new(send, Arc::clone(&pooled.usage)), QuicRecv::new(recv, Arc::clone(&pooled.usage)));
-        Ok(DatagramFlow::new(pooled.connection, TunnelBytes::clone(&pooled.usage), halves, sink, registration))
+        Ok(DatagramFlow::new(pooled.connection, pooled.usage.bytes.clone(), halves, sink, registration))
     }
 
     /// Opens a stream, anew once if the pooled connection turned out to be dead. With a sink it is a flow, whose
@@ -209,12 +234,14 @@ impl Pool {
     }
 
     fn entry(&self, peer: &Peer) -> Arc<Entry> {
-        let mut entries = self.lock();
+        let core = self.cores.here();
+        let mut entries = self.lock(core);
         if let Some(entry) = entries.get(peer) {
             return Arc::clone(entry);
         }
         let entry = Arc::new(Entry {
             peer: peer.clone(),
+            core,
             connections: Mutex::default(),
             dialling: tokio::sync::Mutex::new(None),
             dials: AtomicU64::new(0),
@@ -249,7 +276,7 @@ impl Pool {
     async fn dial(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<Pooled, OpenError> {
         let dial = async {
             let _place = self.handshakes.enter().await;
-            timeout(self.config.connect_timeout, self.connect(&entry.peer)).await.unwrap_or(Err(OpenError::Timeout))
+            timeout(self.config.connect_timeout, self.connect(entry)).await.unwrap_or(Err(OpenError::Timeout))
         };
         // Asked for before the handshake: a certificate that replaces it meanwhile ends later.
         let own_end = self.identities.expiry_of(&entry.peer.source);
@@ -263,9 +290,9 @@ impl Pool {
             self.metrics.rehandshaked(QUIC, result);
         }
         let (connection, lifetime) = (dialled?, lifetime.ok_or(OpenError::Closed)?);
-        let usage = Arc::new(self.metrics.bytes(QUIC, "outbound"));
+        let usage = Arc::new(Usage::new(self.metrics.bytes(QUIC, "outbound")));
         let flows = Arc::<Flows>::default();
-        tokio::spawn(Arc::clone(&flows).dispatch(connection.clone(), TunnelBytes::clone(&usage)));
+        tokio::spawn(Arc::clone(&flows).dispatch(connection.clone(), usage.bytes.clone()));
         let pooled = Pooled { connection, usage, lifetime, flows };
         entry.lock().replace(pooled.clone());
         if entry.is_forgotten.load(Ordering::Acquire) {
@@ -277,29 +304,33 @@ impl Pool {
         Ok(pooled)
     }
 
-    async fn connect(&self, peer: &Peer) -> Result<Connection, OpenError> {
+    async fn connect(&self, Entry { peer, core, .. }: &Entry) -> Result<Connection, OpenError> {
         let tls = client_config(&self.identities, peer)?;
         let crypto = QuicClientConfig::try_from(tls).map_err(|_| OpenError::Handshake(PeerRefusal::Protocol))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::clone(&self.transport));
-        let endpoint = self.endpoint(peer.address).map_err(OpenError::Dial)?;
-        let connecting = endpoint
-            .connect_with(config, peer.address, &server_name(&peer.destination).to_str())
-            .map_err(|error| OpenError::Dial(io::Error::other(error)))?;
+        let connecting = {
+            // quinn starts a connection's task, and an endpoint's, where it is told of them.
+            let _there = self.cores.handle(*core).enter();
+            let endpoint = self.endpoint(*core, peer.address).map_err(OpenError::Dial)?;
+            let name = server_name(&peer.destination);
+            endpoint
+                .connect_with(config, peer.address, &name.to_str())
+                .map_err(|error| OpenError::Dial(io::Error::other(error)))?
+        };
         connecting.await.map_err(|error| lost(&error).unwrap_or_else(|| OpenError::Dial(error.into())))
     }
 
-    fn endpoint(&self, peer: SocketAddr) -> io::Result<Endpoint> {
-        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Must be called inside the core's runtime.
+    fn endpoint(&self, core: usize, peer: SocketAddr) -> io::Result<Endpoint> {
+        let mut endpoints = self.by_core[core].endpoints.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = &mut endpoints[usize::from(peer.is_ipv6())];
         if let Some(endpoint) = slot {
             return Ok(endpoint.clone());
         }
         let any: SocketAddr =
             if peer.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
-        let socket = std::net::UdpSocket::bind(any)?;
-        enlarge(&socket);
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(Together))?;
+        let endpoint = endpoint(std::net::UdpSocket::bind(any)?)?;
         *slot = Some(endpoint.clone());
         Ok(endpoint)
     }
@@ -336,7 +367,7 @@ impl Pool {
     }
 
     fn remove_if_unused(&self, entry: &Arc<Entry>) {
-        let mut entries = self.lock();
+        let mut entries = self.lock(entry.core);
         // Whoever is about to dial for this entry holds it: the map and the caller do, and nobody else may.
         if entry.lock().all().next().is_none()
             && Arc::strong_count(entry) <= 2
@@ -365,78 +396,5 @@ impl Entry {
         let mut connections = self.lock();
         connections.current.take_if(|known| known.is(connection));
         connections.retired.retain(|known| !known.is(connection));
-    }
-}
-
-/// A stream that the other end has opened.
-struct Opened {
-    pooled: Pooled,
-    send: SendStream,
-    recv: RecvStream,
-    registration: Option<Registration>,
-}
-
-/// Sends the header and waits for the answer.
-async fn exchange(pooled: Pooled, header: &[u8], sink: Option<&Sink>) -> Result<Opened, OpenError> {
-    let gone = |error: &ConnectionError| lost(error).unwrap_or(OpenError::Closed);
-    let (send, mut recv) = pooled.connection.open_bi().await.map_err(|error| gone(&error))?;
-    let registration = sink.map(|sink| pooled.flows.register(&send, Arc::clone(sink)));
-    let mut send = Unfinished(Some(send));
-    let length = u16::try_from(header.len()).map_err(|_| OpenError::Bound("stream header bytes"))?;
-    let message = [&length.to_be_bytes()[..], header].concat();
-    let closed = || pooled.connection.close_reason().map_or(OpenError::Closed, |error| gone(&error));
-    let stream = send.0.as_mut().ok_or(OpenError::Closed)?;
-    stream.write_all(&message).await.map_err(|_| closed())?;
-    let mut answer = [0];
-    recv.read_exact(&mut answer).await.map_err(|_| closed())?;
-    match answer[0] {
-        OPENED => {
-            let send = send.0.take().ok_or(OpenError::Closed)?;
-            Ok(Opened { pooled, send, recv, registration })
-        }
-        code => Err(OpenError::Refused(Refusal::from_code(code))),
-    }
-}
-
-/// A stream without an answer: reset, not finished, when given up.
-struct Unfinished(Option<SendStream>);
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(stream) = &mut self.0 {
-            // Fails only if the stream has ended.
-            let _ = stream.reset(VarInt::from_u32(0));
-        }
-    }
-}
-
-/// The refusal of either side's TLS in a connection's end, if that is what it was.
-fn lost(error: &ConnectionError) -> Option<OpenError> {
-    let timed_out = matches!(error, ConnectionError::TimedOut).then_some(OpenError::Timeout);
-    refusal(error).map(OpenError::Handshake).or(timed_out)
-}
-
-/// TLS alerts are QUIC transport errors 0x100 + alert.
-pub(super) fn refusal(error: &ConnectionError) -> Option<PeerRefusal> {
-    let code = match error {
-        ConnectionError::TransportError(error) => error.code,
-        ConnectionError::ConnectionClosed(close) => close.error_code,
-        _ => return None,
-    };
-    let alert = u8::try_from(u64::from(code).checked_sub(0x100)?).ok()?;
-    Some(PeerRefusal::from(&rustls::Error::AlertReceived(rustls::AlertDescription::from(alert))))
-}
-
-pub(super) fn closed_reason(error: &ConnectionError) -> &'static str {
-    if let Some(refusal) = refusal(error) {
-        return refusal.reason();
-    }
-    match error {
-        ConnectionError::LocallyClosed => "local",
-        ConnectionError::ApplicationClosed(_) | ConnectionError::ConnectionClosed(_) => "peer_closed",
-        ConnectionError::TimedOut => "silent",
-        ConnectionError::TransportError(_) | ConnectionError::VersionMismatch => "protocol",
-        ConnectionError::Reset => "io",
-        ConnectionError::CidsExhausted => "bound",
     }
 }

@@ -1,15 +1,13 @@
 //! The server's end of QUIC.
 
+use super::ending::{closed_reason, refusal};
 use super::flow::{DatagramFlow, Flows, Sink};
-use super::halves::{QuicRecv, QuicSend, Use};
-use super::pool::{closed_reason, refusal};
+use super::halves::{QuicRecv, QuicSend, Usage, Use};
 use super::pooled::peer_end;
-use super::socket::Together;
-use super::{CLOSED, OPENED, QUIC, code, enlarge, transport};
+use super::{CLOSED, OPENED, QUIC, code, endpoint, transport};
 use crate::identity::{PeerRefusal, peer_identity};
 use crate::model::SpiffeId;
 use crate::runtime::{Place, Seat};
-use crate::telemetry::tunnel::TunnelBytes;
 use crate::tunnel::codec::MAX_HEADER;
 use crate::tunnel::lane::{EXPIRED, SHARED};
 use crate::tunnel::lifetime::Lifetime;
@@ -18,7 +16,7 @@ use crate::tunnel::stream::{RecvKind, SendKind};
 use crate::tunnel::{Incoming, RecvHalf, Refusal, SendHalf, Stream, StreamHeader, TlsSession};
 use bytes::Bytes;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
 use std::io;
 use std::sync::Arc;
@@ -50,7 +48,7 @@ impl QuicOffer {
         // Before the answer, after which the caller sends.
         let registration = flows.register(&send, Arc::clone(&sink));
         answer(&mut send, OPENED);
-        let bytes = TunnelBytes::clone(&usage);
+        let bytes = usage.bytes.clone();
         let halves = (QuicSend::new(send, Arc::clone(&usage)), QuicRecv::new(recv, usage));
         DatagramFlow::new(connection, bytes, halves, sink, registration)
     }
@@ -76,10 +74,9 @@ fn refuse(mut send: SendStream, mut recv: RecvStream, refusal: Refusal) {
 /// Takes connections on `socket` until the server drains; packets are read on that core.
 pub(in crate::tunnel) fn serve(shared: &Arc<Shared>, socket: std::net::UdpSocket, core: usize) -> io::Result<()> {
     let configs = Configs { transport: transport(&shared.config), made: None };
-    enlarge(&socket);
     // A thread that carries traffic: one that does not would wake one for every packet.
     let _there = shared.cores.handle(core).enter();
-    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(Together))?;
+    let endpoint = endpoint(socket)?;
     tokio::spawn(accept_connections(Arc::clone(shared), endpoint, configs));
     Ok(())
 }
@@ -174,9 +171,9 @@ async fn serve_connection(
     };
     let lifetime = Lifetime::new([peer_end(&connection), shared.identities.expiry_of(&identities.1)]);
     let gauge = shared.metrics.lane_opened(QUIC, SHARED, "inbound");
-    let usage: Use = Arc::new(shared.metrics.bytes(QUIC, "inbound"));
+    let usage: Use = Arc::new(Usage::new(shared.metrics.bytes(QUIC, "inbound")));
     let flows = Arc::<Flows>::default();
-    tokio::spawn(Arc::clone(&flows).dispatch(connection.clone(), TunnelBytes::clone(&usage)));
+    tokio::spawn(Arc::clone(&flows).dispatch(connection.clone(), usage.bytes.clone()));
     let limit = lifetime.end + shared.config.quic_grace;
     let error = loop {
         tokio::select! {

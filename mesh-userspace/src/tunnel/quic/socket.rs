@@ -3,6 +3,7 @@
 //! quinn hands over ten packets at most at a time, and the kernel takes up to sixty-four: what it does for each call, and for
 //! each piece on its way (routing, bridging, queues, the receiver's wake-up), it does once for all of them then.
 
+use super::LARGEST_PACKET;
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use std::fmt;
@@ -16,8 +17,13 @@ use std::time::Instant;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// What a UDP datagram holds, less the largest head: packets of one call travel as one until the last moment.
-const MOST_BYTES: usize = 65_535 - 128;
+/// What a UDP datagram holds, with its head.
+const DATAGRAM: usize = 65_535;
+/// The same less the largest head: packets of one call travel as one until the last moment.
+const MOST_BYTES: usize = DATAGRAM - 128;
+/// Datagrams read by one call. quinn has buffers for thirty-two: read one after the other, they do not fit the processor's
+/// caches, and each call prepares them all.
+const READ_AT_ONCE: usize = 4;
 
 /// quinn's runtime for tokio, with this module's sockets.
 #[derive(Debug)]
@@ -184,9 +190,10 @@ impl AsyncUdpSocket for Socket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let Inner { io, state, .. } = &*self.0;
+        let asked = buffers.len().min(READ_AT_ONCE);
         loop {
             ready!(io.poll_recv_ready(cx))?;
-            if let Ok(count) = io.try_io(Interest::READABLE, || state.recv(io.into(), buffers, meta)) {
+            if let Ok(count) = io.try_io(Interest::READABLE, || state.recv(io.into(), &mut buffers[..asked], meta)) {
                 return Poll::Ready(Ok(count));
             }
         }
@@ -205,7 +212,8 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.0.state.gro_segments()
+        // quinn makes a buffer of as many of the largest packets, and the kernel joins none beyond a datagram.
+        self.0.state.gro_segments().min(DATAGRAM.div_ceil(usize::from(LARGEST_PACKET)))
     }
 }
 

@@ -1,7 +1,7 @@
-//! What the pool of lanes does.
+//! What the pools of lanes and of QUIC's connections do.
 
 use super::world::{BANK, CART, World, id, read_all, until, within};
-use crate::model::TransportChoice::Lanes;
+use crate::model::TransportChoice::{Lanes, Quic};
 use crate::tunnel::{OpenError, Peer, StreamError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,4 +149,18 @@ async fn an_old_lane_is_replaced_and_its_streams_go_on() {
     send.send(bytes::Bytes::from_static(b"still here")).await.unwrap();
     send.finish().unwrap();
     assert_eq!(read_all(&mut recv).await, b"still here");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wide_path_is_found_to_be_one() {
+    let world = World::new(Quic);
+    let (mut send, mut recv) = world.halves("echo").await;
+    // Loopback carries more. Sizes are tried while something is sent.
+    let grown = async {
+        while world.tunnel.lanes()[0].packet != Some(8_952) {
+            send.send(bytes::Bytes::from_static(b"ping")).await.unwrap();
+            recv.recv().await.unwrap().unwrap();
+        }
+    };
+    within(grown).await;
 }
