@@ -10,6 +10,8 @@ pub struct Topology {
     pub(crate) nodes: Vec<Plan>,
     /// Congestion control in all its namespaces; the machine's if it is `None`.
     pub(crate) congestion: Option<String>,
+    /// Bytes of a packet on all its links.
+    pub(crate) mtu: u16,
 }
 
 /// What a node is to hold.
@@ -60,6 +62,13 @@ impl Topology {
     #[must_use]
     pub fn congestion(mut self, name: &str) -> Self {
         self.congestion = Some(name.to_owned());
+        self
+    }
+
+    /// Names the bytes of a packet on all links, in place of 1,500.
+    #[must_use]
+    pub fn mtu(mut self, bytes: u16) -> Self {
+        self.mtu = bytes;
         self
     }
 

@@ -42,6 +42,7 @@ pub struct World {
     folder: Folder,
     owner: Owner,
     congestion: Option<String>,
+    mtu: u16,
 }
 
 /// A machine: its own network namespace, addresses on the switch, a control group, a folder.
@@ -85,7 +86,7 @@ impl World {
     /// Starts the description of a world; the name appears in the names of what it makes.
     #[must_use]
     pub fn named(name: &str) -> Topology {
-        Topology { name: name.to_owned(), nodes: Vec::new(), congestion: None }
+        Topology { name: name.to_owned(), nodes: Vec::new(), congestion: None, mtu: 1_500 }
     }
 
     pub(crate) fn build(topology: &Topology) -> Result<Self> {
@@ -106,7 +107,8 @@ impl World {
         ])?;
         let (pods, hosts, nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let congestion = topology.congestion.clone();
-        let mut world = Self { cgroup, pods, hosts, nodes, switch, folder, owner, congestion };
+        let mtu = topology.mtu;
+        let mut world = Self { cgroup, pods, hosts, nodes, switch, folder, owner, congestion, mtu };
         ensure!(topology.nodes.len() <= MAX_NODES, "a world has at most {MAX_NODES} nodes");
         for (number, plan) in (1..).zip(&topology.nodes) {
             world.add_node(&plan.name, number)?;
@@ -215,10 +217,7 @@ impl World {
             cgroup: self.cgroup.child(&format!("{}/pods/{name}", node.name))?,
             namespace,
         };
-        node.namespace.ip(&[
-            format!("link add name {name} type veth peer name eth0 netns {}", pod.namespace.name()),
-            format!("link set dev {name} master pods up"),
-        ])?;
+        node.namespace.ip(&[link(name, self.mtu, &pod.namespace), format!("link set dev {name} master pods up")])?;
         pod.namespace.ip(&[
             format!("address add {}/20 dev eth0", pod.v4),
             format!("address add {}/64 dev eth0 nodad", pod.v6),
@@ -285,10 +284,7 @@ impl World {
             namespace,
             folder,
         };
-        self.switch.ip(&[
-            format!("link add name {name} type veth peer name eth0 netns {}", node.namespace.name()),
-            format!("link set dev {name} master br0 up"),
-        ])?;
+        self.switch.ip(&[link(name, self.mtu, &node.namespace), format!("link set dev {name} master br0 up")])?;
         node.namespace.set_sysctls(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
         node.namespace.ip(&[
             format!("address add {}/24 dev eth0", node.v4()),
@@ -432,6 +428,11 @@ impl Pod {
 fn subnet(node: u8, host: u16) -> Ipv4Addr {
     let [high, low] = host.to_be_bytes();
     Ipv4Addr::new(10, 98, node << 4 | high, low)
+}
+
+/// Tells `ip` to make a link to the `eth0` of a namespace.
+fn link(name: &str, mtu: u16, to: &Namespace) -> String {
+    format!("link add name {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", to.name())
 }
 
 fn namespace(name: &str, congestion: Option<&str>) -> Result<Namespace> {

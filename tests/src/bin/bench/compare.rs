@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// TCP congestion control of all namespaces, for everyone; the machine's default otherwise.
     #[arg(long)]
     congestion: Option<String>,
+    /// Bytes of a packet on all links.
+    #[arg(long, default_value_t = 1_500, value_parser = clap::value_parser!(u16).range(1_280..))]
+    mtu: u16,
     /// Envoy's program, if it is compared.
     #[arg(long)]
     envoy: Option<PathBuf>,
@@ -58,7 +61,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let asked = (options.rounds, options.seconds, options.repeats);
     let (rounds, seconds, repeats) = if options.quick { QUICK } else { asked };
-    let mut scene = Scene::start(&options.planes, options.envoy.as_deref(), options.congestion.as_deref())?;
+    let mut scene =
+        Scene::start(&options.planes, options.envoy.as_deref(), options.congestion.as_deref(), options.mtu)?;
     let mut run = Run {
         figures: Figures::default(),
         times: Times { seconds },
@@ -88,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if let Some(folder) = &options.out {
         let parameters = json!({
-            "rounds": rounds, "seconds": seconds, "held": options.held, "congestion": options.congestion,
+            "rounds": rounds, "seconds": seconds, "held": options.held, "congestion": options.congestion, "mtu": options.mtu,
         });
         let report = json!({
             "bench": "compare", "machine": machine, "parameters": parameters, "disturbed": run.disturbed,

@@ -31,10 +31,10 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// Starts what the named planes need.
-    pub(crate) fn start(names: &[String], envoy: Option<&Path>, congestion: Option<&str>) -> Result<Self> {
+    pub(crate) fn start(names: &[String], envoy: Option<&Path>, congestion: Option<&str>, mtu: u16) -> Result<Self> {
         let wants = |name: &str| names.iter().any(|wanted| wanted == name);
         let named = |name| {
-            let topology = World::named(name);
+            let topology = World::named(name).mtu(mtu);
             congestion.iter().fold(topology, |topology, congestion| topology.congestion(congestion))
         };
         let plain = named("plain").node("n1").pods(&["client", "neighbour"]).node("n2").pod("server").build()?;
