@@ -7,7 +7,9 @@ use mesh_tests::report::{Call, Capture, Load, served};
 use mesh_tests::sweep::sweep;
 use mesh_tests::wait::{self, BOUND};
 use mesh_tests::world::World;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery};
 use rustix::process::Signal;
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -39,6 +41,26 @@ fn pods_reach_each_other_across_nodes_and_the_wiretap_reads_along() -> Result<()
     assert_eq!(capture.markers[MARKER], 4);
     assert_eq!(capture.markers["absent"], 0);
     assert!(capture.bytes_on(8080) > 4 * MARKER.len() as u64);
+    Ok(())
+}
+
+#[test]
+fn packets_of_the_size_that_is_asked_for_pass_from_pod_to_pod_and_no_larger_ones() -> Result<()> {
+    // 28 bytes of each are heads.
+    for (mtu, passes) in [(1_500, 1_472), (9_000, 8_972)] {
+        let world = World::named("wide").mtu(mtu).node("n1").pod("client").node("n2").pod("server").build()?;
+        let (client, server) = (world.pod("client"), world.pod("server"));
+        let receiver = server.namespace().enter(|| UdpSocket::bind((server.v4(), 7000)))??;
+        receiver.set_read_timeout(Some(BOUND))?;
+        let sender = client.namespace().enter(|| UdpSocket::bind((client.v4(), 0)))??;
+        // Whole or not at all.
+        sockopt::set_ip_mtu_discover(&sender, Ipv4PathMtuDiscovery::DO)?;
+        let mut buffer = [0; 10_000];
+        assert_eq!(sender.send_to(&buffer[..passes], (server.v4(), 7000))?, passes);
+        assert_eq!(receiver.recv(&mut buffer)?, passes);
+        let refused = sender.send_to(&buffer[..=passes], (server.v4(), 7000)).expect_err("it is too large");
+        assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::MSGSIZE.raw_os_error()), "{mtu}");
+    }
     Ok(())
 }
 

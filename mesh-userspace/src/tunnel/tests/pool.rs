@@ -2,7 +2,9 @@
 
 use super::world::{BANK, CART, World, id, read_all, until, within};
 use crate::model::TransportChoice::{Lanes, Quic};
+use crate::runtime::Cores;
 use crate::tunnel::{OpenError, Peer, StreamError};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,4 +165,22 @@ async fn a_wide_path_is_found_to_be_one() {
         }
     };
     within(grown).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_thread_has_a_connection_of_its_own_to_a_peer() {
+    for choice in [Lanes, Quic] {
+        let (cores, threads) = Cores::start(NonZeroUsize::new(2), 0.0, || Ok(())).unwrap();
+        let world = Arc::new(World::on(cores.clone(), choice));
+        let mut streams = Vec::new();
+        for core in [0, 1, 0, 1] {
+            let there = Arc::clone(&world);
+            let opening = cores.handle(core).spawn(async move { there.open("echo").await });
+            streams.push(opening.await.unwrap().unwrap());
+        }
+        let lanes = world.tunnel.lanes();
+        assert_eq!(lanes.iter().map(|lane| lane.streams).collect::<Vec<_>>(), [2, 2], "{choice:?}");
+        assert_eq!(world.metric("tunnel_lanes_opened_total", &["outbound"]), 2, "{choice:?}");
+        drop((streams, world, threads));
+    }
 }

@@ -51,6 +51,13 @@ pub(super) fn identities(trusted: &[&Authority], ids: &[&str], valid: (i64, i64)
     Identities::load(directory.path(), &TrustDomain::parse("example.org").unwrap()).unwrap()
 }
 
+/// Both nodes' identities, valid for an hour.
+fn of_one_authority() -> (Identities, Identities) {
+    let authority = authority();
+    let of = |ids: &[&str]| identities(&[&authority], ids, (-60, 3600));
+    (of(&[CART, BANK]), of(&[SHOP]))
+}
+
 pub(super) struct World {
     pub(super) tunnel: Arc<Tunnel>,
     pub(super) peer: Peer,
@@ -73,19 +80,21 @@ impl World {
     }
 
     pub(super) fn with(choice: TransportChoice, adjust: impl FnOnce(&mut Config)) -> Self {
-        let authority = authority();
-        let client = identities(&[&authority], &[CART, BANK], (-60, 3600));
-        let server = identities(&[&authority], &[SHOP], (-60, 3600));
+        let (client, server) = of_one_authority();
         Self::between(choice, client, server, adjust)
     }
 
     /// With so many descriptors for connections at either end.
     pub(super) fn with_descriptors(choice: TransportChoice, client_has: usize, server_has: usize) -> Self {
-        let authority = authority();
-        let client = identities(&[&authority], &[CART, BANK], (-60, 3600));
-        let server = identities(&[&authority], &[SHOP], (-60, 3600));
+        let (client, server) = of_one_authority();
         let descriptors = [client_has, server_has].map(Descriptors::new);
-        Self::made(choice, client, server, |_| {}, descriptors)
+        Self::made(choice, client, server, |_| {}, descriptors, Cores::current())
+    }
+
+    /// With these threads at the calling end.
+    pub(super) fn on(cores: Cores, choice: TransportChoice) -> Self {
+        let (client, server) = of_one_authority();
+        Self::made(choice, client, server, |_| {}, [65_536, 65_536].map(Descriptors::new), cores)
     }
 
     pub(super) fn between(
@@ -94,7 +103,7 @@ impl World {
         server: Identities,
         adjust: impl FnOnce(&mut Config),
     ) -> Self {
-        Self::made(choice, client, server, adjust, [65_536, 65_536].map(Descriptors::new))
+        Self::made(choice, client, server, adjust, [65_536, 65_536].map(Descriptors::new), Cores::current())
     }
 
     fn made(
@@ -103,6 +112,7 @@ impl World {
         server: Identities,
         adjust: impl FnOnce(&mut Config),
         [client_descriptors, server_descriptors]: [Descriptors; 2],
+        cores: Cores,
     ) -> Self {
         let mut config = Config { listen: vec!["127.0.0.1:0".parse().unwrap()], ..Config::default() };
         adjust(&mut config);
@@ -115,7 +125,7 @@ impl World {
         let address = server.addresses()[0];
         let wake = Arc::new(Notify::new());
         let server = tokio::spawn(applications(server, Arc::clone(&wake)));
-        let tunnel = Arc::new(Tunnel::new(config, client, metrics, client_descriptors, Cores::current()));
+        let tunnel = Arc::new(Tunnel::new(config, client, metrics, client_descriptors, cores));
         Self { tunnel, peer: peer(address), choice, wake, registry, server }
     }
 
